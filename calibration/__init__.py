@@ -1,0 +1,1 @@
+"""From prompts to an edit spec: which neurons let a harmful request through, with the evidence for it."""
