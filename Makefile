@@ -14,7 +14,7 @@ TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.o
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:
@@ -35,17 +35,22 @@ clean:
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or newer found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
+	@echo "making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.torch: Makefile | $(BIN)/python
-	$(PIP) install $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+# Without its dependencies, which come with the rest: so the extra index is asked for this one package only.
+$(VENV)/.torch: | $(BIN)/python
+	@echo "installing $(TORCH)"
+	@$(PIP) install --no-deps $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
-	$(PIP) install -e .
+	@echo "installing neuron-guard"
+	@$(PIP) install -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -e ".[dev]"
+	@echo "installing what the tests need"
+	@$(PIP) install -e ".[dev]"
 	@touch $@
