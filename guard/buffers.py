@@ -1,0 +1,80 @@
+"""One layer's edit as tensors on a device.
+
+Buffers, so that `.to(device)` takes them along with the model; not persistent, so that the model's state_dict stays its
+own; float32 always, whatever the model is cast to, since a bound rounded to bfloat16 is another bound.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import EditNotAppliedError, ModelMismatchError, SpecError
+from guard.ops import edit_neurons
+from guard.spec import LayerEdit
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers follow the model to its device and keep their own dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(fn(buffer).device)
+        return self
+
+
+class EditBuffers(Float32Buffers):
+    """`neurons` int32 [k] and `scale`, `lower`, `upper` float32 [k] of one layer with `d_ff` neurons."""
+
+    neurons: Tensor
+    scale: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def __init__(self, neurons: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, d_ff: int) -> None:
+        super().__init__()
+        self.d_ff = d_ff
+        self.register_buffer("neurons", neurons, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("lower", lower, persistent=False)
+        self.register_buffer("upper", upper, persistent=False)
+
+    @classmethod
+    def from_edit(cls, edit: LayerEdit, device: torch.device | str, d_ff: int) -> Self:
+        """The tensors of `edit`; ModelMismatchError if it names a neuron that a layer of `d_ff` neurons does not have."""
+        if edit.neurons[-1] >= d_ff:
+            raise ModelMismatchError(
+                f"the edit of layer {edit.layer} names neuron {edit.neurons[-1]}, but the layer has {d_ff} neurons."
+            )
+
+        def parameters(values: tuple[float, ...]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        neurons = torch.tensor(edit.neurons, dtype=torch.int32, device=device)
+        return cls(neurons, parameters(edit.scale), parameters(edit.lower), parameters(edit.upper), d_ff)
+
+    def shard(self, rank: int, world_size: int) -> "EditBuffers":
+        """The part of the edit that rank `rank` of `world_size` owns, counted from its own first neuron.
+
+        Tensor parallelism gives each rank d_ff / world_size consecutive neurons; the gate is sorted, so a rank's part is
+        one slice of it, empty where the rank owns none. SpecError if d_ff does not divide.
+        """
+        width, rest = divmod(self.d_ff, world_size)
+        if rest or not 0 <= rank < world_size:
+            raise SpecError(f"{self.d_ff} neurons cannot be cut into rank {rank} of {world_size} equal shards.")
+        edges = torch.tensor([rank * width, (rank + 1) * width], dtype=torch.int32, device=self.neurons.device)
+        first, end = torch.searchsorted(self.neurons, edges).tolist()
+        neurons, scale, lower, upper = (
+            values.narrow(0, first, end - first) for values in (self.neurons, self.scale, self.lower, self.upper)
+        )
+        return EditBuffers(neurons - rank * width, scale, lower, upper, width)
+
+    def forward(self, h: Tensor, active: Tensor | None = None) -> Tensor:
+        """The neurons `h` [..., d_ff] with the edit applied where `active` (bool [...], all tokens if None)."""
+        if h.shape[-1] != self.d_ff:
+            raise EditNotAppliedError(
+                f"the edit is for {self.d_ff} neurons, but {h.shape[-1]} arrive: the MLP was cut or replaced after installation."
+            )
+        return edit_neurons(h, self.neurons, self.scale, self.lower, self.upper, active)

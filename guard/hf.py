@@ -1,0 +1,188 @@
+"""Put an edit on a transformers model, and take it off again.
+
+Modules are replaced, never hooked (see wrappers.py), so it makes no difference whether torch.compile came before or after,
+and everything built on the model's forward pass is guarded with it: generate with its cache, batches, sampling, beams.
+Installing or removing while another thread runs the model is the caller's to prevent.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import nn
+
+from guard import selftest
+from guard.architectures import Architecture, architecture_of
+from guard.buffers import EditBuffers
+from guard.errors import EditNotAppliedError, ModelMismatchError, RefutedSpecError, SpecError, UnsupportedModelError
+from guard.fingerprint import verify
+from guard.spec import EditSpec, LayerEdit, Trigger
+from guard.trigger import TriggerReadout
+from guard.wrappers import ActiveMask, GuardedDownProjection, TriggeredNorm, Wrapper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """`wrapper` stands at attribute `name` of `parent`, where the model's own module was."""
+
+    parent: nn.Module
+    name: str
+    wrapper: Wrapper
+
+    def apply(self) -> None:
+        """Put the wrapper in."""
+        setattr(self.parent, self.name, self.wrapper)
+
+    def undo(self) -> bool:
+        """Put the model's own module back; False, and nothing done, if something else stands there now."""
+        if getattr(self.parent, self.name) is not self.wrapper:
+            return False
+        setattr(self.parent, self.name, self.wrapper.original)
+        return True
+
+
+class Installation:
+    """A guard on a model. A context manager: the guard is removed when the block ends, however it ends."""
+
+    def __init__(self, replacements: Sequence[Replacement]) -> None:
+        self._replacements = list(replacements)
+        for replacement in self._replacements:
+            replacement.apply()
+
+    @property
+    def guarded(self) -> list[GuardedDownProjection]:
+        """The guarded down projections in the order of their layers; none once removed."""
+        wrappers = [replacement.wrapper for replacement in self._replacements]
+        return [wrapper for wrapper in wrappers if isinstance(wrapper, GuardedDownProjection)]
+
+    @property
+    def readout(self) -> TriggerReadout | None:
+        """The trigger's read-out; None without a trigger or once removed."""
+        wrappers = [replacement.wrapper for replacement in self._replacements]
+        return next((wrapper.readout for wrapper in wrappers if isinstance(wrapper, TriggeredNorm)), None)
+
+    def remove(self) -> None:
+        """Put the model's own modules back; a second call does nothing.
+
+        EditNotAppliedError if some module was replaced again since: that one is left as it is, and still guarded.
+        """
+        kept = [replacement.name for replacement in self._replacements if not replacement.undo()]
+        self._replacements = []
+        if kept:
+            raise EditNotAppliedError(
+                f"{', '.join(kept)} was replaced after installation and cannot be restored: undo that first."
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def install(
+    model: nn.Module,
+    spec: EditSpec,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    allow_refuted: bool = False,
+) -> Installation:
+    """Guard `model` with `spec`: check that they belong together, install, and prove that the edit is live.
+
+    With a `tokenizer`, its digest and its chat template's are checked too. A spec that failed its held-out test raises
+    RefutedSpecError unless `allow_refuted`. Raises ModelMismatchError (another model), UnsupportedModelError (unknown
+    type) or SelfTestError; whatever is raised, the model is as it was.
+    """
+    verdict = spec.evidence.verdict
+    if verdict.outcome == "refuted" and not allow_refuted:
+        raise RefutedSpecError(
+            f"this spec failed its held-out test ({'; '.join(verdict.reasons)}); "
+            "pass allow_refuted=True to install it all the same."
+        )
+    verify(spec, model, tokenizer)
+    plain = selftest.probe_logits(model)
+    with ExitStack() as on_failure:
+        installation = install_edits(model, spec.layers, spec.trigger)
+        on_failure.callback(installation.remove)
+        selftest.check(model, installation.guarded, installation.readout, plain)
+        on_failure.pop_all()
+    return installation
+
+
+def install_edits(model: nn.Module, layers: Sequence[LayerEdit], trigger: Trigger | None = None) -> Installation:
+    """Put `layers` on `model`, active where `trigger` says so (everywhere if None); nothing but the fit is checked.
+
+    For edits under trial; what serves goes through `install`. Raises ModelMismatchError where the model has no such layer
+    or neuron, SpecError for edits that contradict each other, EditNotAppliedError where a guard is installed already.
+    """
+    architecture = architecture_of(model)
+    edits = sorted(layers, key=lambda edit: edit.layer)
+    decoder_layers = architecture.decoder_layers(model)
+    _check_fit(edits, trigger, len(decoder_layers))
+    masks = {edit.layer: ActiveMask() if trigger else None for edit in edits}
+    replacements = [
+        _guarded_layer(architecture, decoder_layers[edit.layer], edit, architecture.d_ff(model), masks[edit.layer])
+        for edit in edits
+    ]
+    if trigger is not None:
+        layer = decoder_layers[trigger.layer]
+        handed_to = tuple(mask for mask in masks.values() if mask is not None)
+        replacements.append(_triggered_layer(architecture, layer, trigger, architecture.d_model(model), handed_to))
+    return Installation(replacements)
+
+
+def _check_fit(edits: Sequence[LayerEdit], trigger: Trigger | None, num_layers: int) -> None:
+    indices = [edit.layer for edit in edits]
+    if not indices or len(set(indices)) < len(indices):
+        raise SpecError(f"each guarded layer must be named exactly once, and at least one; named are {indices}.")
+    if trigger is not None and trigger.layer > indices[0]:
+        raise SpecError(
+            f"the trigger reads layer {trigger.layer}, after the first guarded layer {indices[0]}: it would come too late."
+        )
+    if indices[-1] >= num_layers or indices[0] < 0:
+        raise ModelMismatchError(f"the edit names layers {indices}, but the model has layers 0 to {num_layers - 1}.")
+
+
+def _guarded_layer(
+    architecture: Architecture, layer: nn.Module, edit: LayerEdit, d_ff: int, mask: ActiveMask | None
+) -> Replacement:
+    parent, name = architecture.mlp(layer), architecture.down_projection_name
+    original = _own_module(parent, name, f"layer {edit.layer}")
+    buffers = EditBuffers.from_edit(edit, _device(original), d_ff)
+    return Replacement(parent, name, GuardedDownProjection(original, buffers, mask))
+
+
+def _triggered_layer(
+    architecture: Architecture, layer: nn.Module, trigger: Trigger, d_model: int, masks: tuple[ActiveMask, ...]
+) -> Replacement:
+    if len(trigger.direction) != d_model:
+        raise ModelMismatchError(
+            f"the trigger's direction has {len(trigger.direction)} entries, but the model's d_model is {d_model}."
+        )
+    name = architecture.input_norm_name
+    original = _own_module(layer, name, f"the trigger's layer {trigger.layer}")
+    return Replacement(layer, name, TriggeredNorm(original, TriggerReadout(trigger, _device(original)), masks))
+
+
+def _own_module(parent: nn.Module, name: str, where: str) -> nn.Module:
+    """The module at `name`, which must carry no guard yet."""
+    module = getattr(parent, name)
+    assert isinstance(module, nn.Module)
+    if any(isinstance(part, Wrapper) for part in module.modules()):
+        raise EditNotAppliedError(f"{where} is guarded already: remove that installation first.")
+    return module
+
+
+def _device(module: nn.Module) -> torch.device:
+    device = next(module.parameters()).device
+    if device.type == "meta":
+        raise UnsupportedModelError("the model's weights are offloaded; load it whole onto its devices to guard it.")
+    return device

@@ -1,0 +1,131 @@
+"""Proof that an installed edit is live in this very model, before anything relies on it.
+
+An edit that is not applied raises nothing and changes nothing that one would notice, so installation ends with a test:
+random tokens through the real model, its guarded layers observed from inside. It runs the model's Python code, not a
+compiled form of it: that torch.compile honours a replaced module is what the tests of this project show.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guard.architectures import architecture_of, unwrap
+from guard.buffers import EditBuffers
+from guard.errors import SelfTestError
+from guard.ops import reference
+from guard.trigger import TriggerReadout
+from guard.wrappers import GuardedDownProjection
+
+SEED = 0
+ROWS, TOKENS = 2, 7
+EXTREME = 1000.0  # far above any neuron, far below float16's end
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Tap(nn.Module):
+    """Stands in for a module, calls it, and keeps the arguments of the last call."""
+
+    def __init__(self, tapped: nn.Module) -> None:
+        super().__init__()
+        self.tapped = tapped
+        self.seen: tuple[Any, ...] = ()
+
+    def forward(self, *arguments: Any) -> Any:
+        self.seen = arguments
+        return self.tapped(*arguments)
+
+
+@contextmanager
+def swapped(owner: nn.Module, name: str, stand_in: Any) -> Iterator[None]:
+    """Within the block, attribute `name` of `owner` is `stand_in`."""
+    kept = getattr(owner, name)
+    setattr(owner, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def probe_logits(model: nn.Module) -> Tensor:
+    """Logits [2, 7, vocabulary] of `model` on fixed random tokens; the caller's random state stays as it was."""
+    architecture = architecture_of(model)
+    table = architecture.embedding(model).weight
+    assert isinstance(table, Tensor)
+    tokens = torch.randint(table.shape[0], (ROWS, TOKENS), generator=torch.Generator().manual_seed(SEED))
+    with torch.inference_mode(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+        torch.manual_seed(SEED)  # dropout, where the model trains
+        logits: Tensor = unwrap(model)(input_ids=tokens.to(table.device), use_cache=False).logits
+    return logits
+
+
+def check(
+    model: nn.Module, guarded: Sequence[GuardedDownProjection], readout: TriggerReadout | None, plain: Tensor
+) -> None:
+    """Raise SelfTestError unless the edits are live. `plain` is `probe_logits(model)` from before the installation.
+
+    Shown for every guarded layer: what reaches its down projection is the edit of what the MLP made, in bounds, all other
+    neurons bit for bit; and setting its gate to extreme values changes the logits. With a trigger, with the threshold at
+    -inf and at +inf: all tokens are edited, or none is and the logits are the plain ones.
+    """
+    if readout is None:
+        _check_edits(model, guarded, expect_active=None)
+        _check_extremes(model, guarded, plain)
+        return
+    with swapped(readout, "threshold", torch.full_like(readout.threshold, -torch.inf)):
+        _check_edits(model, guarded, expect_active=True)
+        _check_extremes(model, guarded, plain)
+    with swapped(readout, "threshold", torch.full_like(readout.threshold, torch.inf)):
+        logits = _check_edits(model, guarded, expect_active=False)
+    if not torch.allclose(logits, plain, rtol=0.0, atol=0.0, equal_nan=True):
+        raise SelfTestError(
+            "the logits differ from the unguarded model's although no token is active; nothing was installed."
+        )
+
+
+def _check_edits(model: nn.Module, guarded: Sequence[GuardedDownProjection], expect_active: bool | None) -> Tensor:
+    taps = [(wrapper.edit, Tap(wrapper.edit), Tap(wrapper.original)) for wrapper in guarded]
+    with ExitStack() as stack:
+        for wrapper, (_, entering, leaving) in zip(guarded, taps, strict=True):
+            stack.enter_context(swapped(wrapper, "edit", entering))
+            stack.enter_context(swapped(wrapper, "original", leaving))
+        logits = probe_logits(model)
+    for edit, entering, leaving in taps:
+        if not entering.seen or not leaving.seen:
+            raise SelfTestError("a guarded layer was not reached by the model's forward pass; nothing was installed.")
+        h, active = entering.seen
+        if expect_active is not None and not bool((active == expect_active).all()):
+            raise SelfTestError("the trigger does not follow its threshold; nothing was installed.")
+        _check_layer(edit, h, leaving.seen[0], active)
+    return logits
+
+
+def _check_layer(edit: EditBuffers, h: Tensor, edited: Tensor, active: Tensor | None) -> None:
+    """`h` and `edited` are [..., d_ff] before and after the edit, `active` bool [...] or None."""
+    gate = torch.zeros(edit.d_ff, dtype=torch.bool, device=h.device).index_fill(0, edit.neurons.long(), True)
+    touched = gate.expand(h.shape) if active is None else active[..., None] & gate
+    integer = INTEGERS[h.element_size()]
+    if not torch.equal(edited.view(integer)[~touched], h.contiguous().view(integer)[~touched]):
+        raise SelfTestError("the edit changed neurons outside the gate; nothing was installed.")
+    values = edited.index_select(-1, edit.neurons.long())
+    inside = (values >= edit.lower.to(h.dtype)) & (values <= edit.upper.to(h.dtype)) | values.isnan()
+    if active is not None:
+        inside |= ~active[..., None]
+    if not bool(inside.all()):
+        raise SelfTestError("an edited neuron is outside its bounds; nothing was installed.")
+    expected = reference.edit_neurons(h, edit.neurons, edit.scale, edit.lower, edit.upper, active)
+    if not torch.allclose(edited, expected, rtol=2 * torch.finfo(h.dtype).eps, atol=0.0, equal_nan=True):
+        raise SelfTestError("the edited neurons are not those of the definition; nothing was installed.")
+
+
+def _check_extremes(model: nn.Module, guarded: Sequence[GuardedDownProjection], plain: Tensor) -> None:
+    for wrapper in guarded:
+        edit = wrapper.edit
+        signs = torch.randint(2, edit.scale.shape, generator=torch.Generator().manual_seed(SEED)) * 2 - 1
+        value = (signs * EXTREME).to(edit.scale)
+        with swapped(wrapper, "edit", EditBuffers(edit.neurons, edit.scale, value, value, edit.d_ff)):
+            logits = probe_logits(model)
+        if torch.allclose(logits, plain, rtol=0.0, atol=0.0, equal_nan=True):
+            raise SelfTestError("an extreme setting of a gate does not change the logits; nothing was installed.")

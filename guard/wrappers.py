@@ -1,0 +1,103 @@
+"""The modules that take the place of a model's own: the down projection that edits its input, the norm that triggers.
+
+Modules rather than hooks, because torch.compile silently ignores hooks that come or go after compiling, while a replaced
+module makes it compile again. A wrapper keeps the model's state_dict keys, so that a guarded model saves and loads as the
+plain one does.
+"""
+
+import threading
+from typing import Any
+
+from torch import Tensor, nn
+
+from guard.buffers import EditBuffers
+from guard.errors import EditNotAppliedError
+from guard.trigger import TriggerReadout
+
+
+class ActiveMask(threading.local):
+    """Hands one forward pass's active mask from the trigger to one guarded layer, in the same thread, once."""
+
+    active: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["ActiveMask"], tuple[()]]:
+        """Copy and pickle as an empty mask: what a pass has left there belongs to that pass."""
+        return ActiveMask, ()
+
+    def take(self, tokens: tuple[int, ...]) -> Tensor:
+        """The mask for a layer that sees tokens of shape `tokens`; EditNotAppliedError unless the trigger just gave one."""
+        active = self.active
+        self.active = None
+        if active is None:
+            raise EditNotAppliedError(
+                "a guarded layer ran without its trigger: run the whole model, without gradient checkpointing."
+            )
+        if active.shape != tokens:
+            raise EditNotAppliedError(
+                f"the trigger saw tokens of shape {tuple(active.shape)}, but a guarded layer sees {tuple(tokens)}."
+            )
+        return active
+
+
+class Wrapper(nn.Module):
+    """Holds the model's own module as `original` and keeps it out of the state_dict's keys."""
+
+    original: nn.Module
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.original = original
+        self.train(original.training)
+        self.register_load_state_dict_pre_hook(_insert_original)
+
+    @property
+    def weight(self) -> Tensor:
+        """The original module's weight, for code that reads it off the model."""
+        return self.original.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The original module's bias, for code that reads it off the model."""
+        return self.original.bias  # type: ignore[return-value]
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The original module's state, under its own keys."""
+        return self.original.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+
+def _insert_original(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading: give the original module's keys the place that it has inside the wrapper."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}original.{key[len(prefix) :]}"] = state.pop(key)
+
+
+class GuardedDownProjection(Wrapper):
+    """The down projection of the edited neurons: original(edit(h)), for `h` [..., d_ff]."""
+
+    def __init__(self, original: nn.Module, edit: EditBuffers, mask: ActiveMask | None) -> None:
+        super().__init__(original)
+        self.edit = edit
+        self.mask = mask
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., d_ff] -> [..., d_model]; with a trigger, only tokens that it marked in this forward pass are edited."""
+        active = None if self.mask is None else self.mask.take(h.shape[:-1])
+        projected: Tensor = self.original(self.edit(h, active))
+        return projected
+
+
+class TriggeredNorm(Wrapper):
+    """A layer's input norm that also reads the trigger off the residual stream entering the layer."""
+
+    def __init__(self, original: nn.Module, readout: TriggerReadout, masks: tuple[ActiveMask, ...]) -> None:
+        super().__init__(original)
+        self.readout = readout
+        self.masks = masks
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """The norm of `residual` [..., d_model], unchanged; every guarded layer is handed the active mask."""
+        active = self.readout(residual)
+        for mask in self.masks:
+            mask.active = active
+        normed: Tensor = self.original(residual)
+        return normed
