@@ -92,17 +92,15 @@ class Architecture:
         return size
 
     def _at(self, module: nn.Module, path: str) -> nn.Module:
-        found: object = module
         for name in path.split("."):
-            found = getattr(found, name, None)
+            found = getattr(module, name, None)
             if not isinstance(found, nn.Module):
                 raise UnsupportedModelError(
                     f"this {self.model_type} model has no module {path}: pass the causal language model itself, "
-                    f"as AutoModelForCausalLM loads it."
+                    "as AutoModelForCausalLM loads it."
                 )
-            found = unwrap(found)
-        assert isinstance(found, nn.Module)
-        return found
+            module = unwrap(found)
+        return module
 
 
 def _llama_like(model_type: str) -> Architecture:

@@ -19,9 +19,10 @@ class Float32Buffers(nn.Module):
     """A module whose buffers follow the model to its device and keep their own dtype."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer).device)
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            self._buffers[name] = buffer.to(getattr(self, name).device)
         return self
 
 
@@ -43,7 +44,7 @@ class EditBuffers(Float32Buffers):
 
     @classmethod
     def from_edit(cls, edit: LayerEdit, device: torch.device | str, d_ff: int) -> Self:
-        """The tensors of `edit`; ModelMismatchError if it names a neuron that a layer of `d_ff` neurons does not have."""
+        """The tensors of `edit`; ModelMismatchError if it names a neuron beyond the `d_ff` of the layer."""
         if edit.neurons[-1] >= d_ff:
             raise ModelMismatchError(
                 f"the edit of layer {edit.layer} names neuron {edit.neurons[-1]}, but the layer has {d_ff} neurons."
@@ -58,8 +59,8 @@ class EditBuffers(Float32Buffers):
     def shard(self, rank: int, world_size: int) -> "EditBuffers":
         """The part of the edit that rank `rank` of `world_size` owns, counted from its own first neuron.
 
-        Tensor parallelism gives each rank d_ff / world_size consecutive neurons; the gate is sorted, so a rank's part is
-        one slice of it, empty where the rank owns none. SpecError if d_ff does not divide.
+        Tensor parallelism gives each rank d_ff / world_size consecutive neurons; the gate is sorted, so a rank's part
+        is one slice of it, empty where the rank owns none. SpecError if d_ff does not divide.
         """
         width, rest = divmod(self.d_ff, world_size)
         if rest or not 0 <= rank < world_size:
@@ -75,6 +76,7 @@ class EditBuffers(Float32Buffers):
         """The neurons `h` [..., d_ff] with the edit applied where `active` (bool [...], all tokens if None)."""
         if h.shape[-1] != self.d_ff:
             raise EditNotAppliedError(
-                f"the edit is for {self.d_ff} neurons, but {h.shape[-1]} arrive: the MLP was cut or replaced after installation."
+                f"the edit is for {self.d_ff} neurons, but {h.shape[-1]} arrive: "
+                "the MLP was cut or replaced after installation."
             )
         return edit_neurons(h, self.neurons, self.scale, self.lower, self.upper, active)

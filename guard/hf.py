@@ -1,8 +1,8 @@
 """Put an edit on a transformers model, and take it off again.
 
-Modules are replaced, never hooked (see wrappers.py), so it makes no difference whether torch.compile came before or after,
-and everything built on the model's forward pass is guarded with it: generate with its cache, batches, sampling, beams.
-Installing or removing while another thread runs the model is the caller's to prevent.
+Modules are replaced, never hooked (see wrappers.py), so it makes no difference whether torch.compile came before or
+after, and everything built on the model's forward pass is guarded with it: generate with its cache, batches, sampling,
+beams. Installing or removing while another thread runs the model is the caller's to prevent.
 """
 
 from collections.abc import Sequence
@@ -120,8 +120,9 @@ def install(
 def install_edits(model: nn.Module, layers: Sequence[LayerEdit], trigger: Trigger | None = None) -> Installation:
     """Put `layers` on `model`, active where `trigger` says so (everywhere if None); nothing but the fit is checked.
 
-    For edits under trial; what serves goes through `install`. Raises ModelMismatchError where the model has no such layer
-    or neuron, SpecError for edits that contradict each other, EditNotAppliedError where a guard is installed already.
+    For edits under trial; what serves goes through `install`. Raises ModelMismatchError where the model has no such
+    layer or neuron, SpecError for edits that contradict each other, EditNotAppliedError where a guard is installed
+    already; the model is then as it was.
     """
     architecture = architecture_of(model)
     edits = sorted(layers, key=lambda edit: edit.layer)
@@ -145,7 +146,8 @@ def _check_fit(edits: Sequence[LayerEdit], trigger: Trigger | None, num_layers: 
         raise SpecError(f"each guarded layer must be named exactly once, and at least one; named are {indices}.")
     if trigger is not None and trigger.layer > indices[0]:
         raise SpecError(
-            f"the trigger reads layer {trigger.layer}, after the first guarded layer {indices[0]}: it would come too late."
+            f"the trigger reads layer {trigger.layer}, after the first guarded layer {indices[0]}: "
+            "it would come too late."
         )
     if indices[-1] >= num_layers or indices[0] < 0:
         raise ModelMismatchError(f"the edit names layers {indices}, but the model has layers 0 to {num_layers - 1}.")
@@ -174,8 +176,7 @@ def _triggered_layer(
 
 def _own_module(parent: nn.Module, name: str, where: str) -> nn.Module:
     """The module at `name`, which must carry no guard yet."""
-    module = getattr(parent, name)
-    assert isinstance(module, nn.Module)
+    module: nn.Module = getattr(parent, name)
     if any(isinstance(part, Wrapper) for part in module.modules()):
         raise EditNotAppliedError(f"{where} is guarded already: remove that installation first.")
     return module

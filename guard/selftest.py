@@ -34,6 +34,7 @@ class Tap(nn.Module):
         self.seen: tuple[Any, ...] = ()
 
     def forward(self, *arguments: Any) -> Any:
+        """What the tapped module returns for `arguments`."""
         self.seen = arguments
         return self.tapped(*arguments)
 
@@ -52,8 +53,7 @@ def swapped(owner: nn.Module, name: str, stand_in: Any) -> Iterator[None]:
 def probe_logits(model: nn.Module) -> Tensor:
     """Logits [2, 7, vocabulary] of `model` on fixed random tokens; the caller's random state stays as it was."""
     architecture = architecture_of(model)
-    table = architecture.embedding(model).weight
-    assert isinstance(table, Tensor)
+    table = next(architecture.embedding(model).parameters())  # [vocabulary, d_model]
     tokens = torch.randint(table.shape[0], (ROWS, TOKENS), generator=torch.Generator().manual_seed(SEED))
     with torch.inference_mode(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(SEED)  # dropout, where the model trains
@@ -66,9 +66,9 @@ def check(
 ) -> None:
     """Raise SelfTestError unless the edits are live. `plain` is `probe_logits(model)` from before the installation.
 
-    Shown for every guarded layer: what reaches its down projection is the edit of what the MLP made, in bounds, all other
-    neurons bit for bit; and setting its gate to extreme values changes the logits. With a trigger, with the threshold at
-    -inf and at +inf: all tokens are edited, or none is and the logits are the plain ones.
+    Shown for every guarded layer: what reaches its down projection is the edit of what the MLP made, in bounds, all
+    other neurons bit for bit; and setting its gate to extreme values changes the logits. With a trigger, with the
+    threshold at -inf and at +inf: all tokens are edited, or none is and the logits are the plain ones.
     """
     if readout is None:
         _check_edits(model, guarded, expect_active=None)

@@ -1,7 +1,7 @@
 """The residual stream read out, token by token: is the edit active here?
 
-A product and a sum rather than a matrix product: autocast and TF32 leave it alone, and a token's score does not depend on
-the batch it came in. It costs one pass over a tensor that the norm reads anyway.
+A product and a sum rather than a matrix product: autocast and TF32 leave it alone, and a token's score does not depend
+on the batch it came in. It costs one pass over a tensor that the norm reads anyway.
 """
 
 import torch
@@ -34,7 +34,8 @@ class TriggerReadout(Float32Buffers):
         """
         if residual.shape[-1] != self.direction.shape[0]:
             raise EditNotAppliedError(
-                f"the trigger reads a residual stream of width {self.direction.shape[0]}, but {residual.shape[-1]} arrive."
+                f"the trigger reads a residual stream of width {self.direction.shape[0]}, "
+                f"but one of width {residual.shape[-1]} arrives."
             )
         wide = residual if residual.dtype == torch.float64 else residual.float()
         active: Tensor = (wide * self.direction).sum(dim=-1) > self.threshold

@@ -1,8 +1,8 @@
 """The modules that take the place of a model's own: the down projection that edits its input, the norm that triggers.
 
-Modules rather than hooks, because torch.compile silently ignores hooks that come or go after compiling, while a replaced
-module makes it compile again. A wrapper keeps the model's state_dict keys, so that a guarded model saves and loads as the
-plain one does.
+Modules rather than hooks, because torch.compile silently ignores hooks that come or go after compiling, while a
+replaced module makes it compile again. A wrapper keeps the model's state_dict keys, so that a guarded model saves and
+loads as the plain one does.
 """
 
 import threading
@@ -25,7 +25,7 @@ class ActiveMask(threading.local):
         return ActiveMask, ()
 
     def take(self, tokens: tuple[int, ...]) -> Tensor:
-        """The mask for a layer that sees tokens of shape `tokens`; EditNotAppliedError unless the trigger just gave one."""
+        """The mask for a layer that sees tokens of shape `tokens`; EditNotAppliedError unless the trigger gave it."""
         active = self.active
         self.active = None
         if active is None:
@@ -48,7 +48,7 @@ class Wrapper(nn.Module):
         super().__init__()
         self.original = original
         self.train(original.training)
-        self.register_load_state_dict_pre_hook(_insert_original)
+        self.register_load_state_dict_pre_hook(_insert_original)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
@@ -65,7 +65,7 @@ class Wrapper(nn.Module):
         return self.original.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
 
 
-def _insert_original(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _insert_original(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before loading: give the original module's keys the place that it has inside the wrapper."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}original.{key[len(prefix) :]}"] = state.pop(key)

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 
@@ -43,7 +44,7 @@ def make_tiny_model(
     seed: int = 0,
     **configuration: Any,
 ) -> PreTrainedModel:
-    """See TinyModel. Two heads share each key and value; weights are large enough that every neuron shows in the logits."""
+    """See TinyModel. Two heads share a key and value; weights so large that every neuron shows in the logits."""
     configuration_class, model_class = FAMILIES[model_type]
     settings = {
         "num_hidden_layers": layers,
@@ -61,7 +62,8 @@ def make_tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(configuration_class(**(settings | configuration)))
-    return model.to(dtype).eval()
+    nn.Module.to(model, dtype)
+    return model.eval()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The definition of the edit: dense, in plain torch, and the yardstick for every faster path.
 
-It spends a pass over all d_ff neurons to edit a few of them, so that each line can be checked against the equation. What
-serves is `register.py`.
+It spends a pass over all d_ff neurons to edit a few of them, so that each line can be checked against the equation.
+What serves is `register.py`.
 """
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor
 def edit_neurons(
     h: Tensor, neurons: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, active: Tensor | None = None
 ) -> Tensor:
-    """h[t, j] <- clip(scale[j] * h[t, j], lower[j], upper[j]) where active[t] and j in the gate; elsewhere h, bit for bit.
+    """h[t, j] <- clip(scale[j] * h[t, j], lower[j], upper[j]) where active[t] and j in the gate; elsewhere h.
 
     `h` is [..., d_ff] in float16, bfloat16, float32 or float64; `neurons` integer [k], unique, in 0..d_ff-1; `scale`,
-    `lower`, `upper` float32 [k]; `active` bool [...], all tokens if None. Returns a new contiguous tensor like `h`.
+    `lower`, `upper` float32 [k]; `active` bool [...], all tokens if None. Returns a new contiguous tensor like `h`,
+    bit for bit the same wherever it is not edited.
 
     Scaled and clipped in float32 (in float64 for a float64 `h`), then rounded once to h's dtype: an edited value lies
-    within the bounds as that dtype rounds them. Clipping is torch.clamp: NaN stays NaN (so does inf * 0), and upper wins
-    where lower > upper.
+    within the bounds as that dtype rounds them. Clipping is torch.clamp: NaN stays NaN (so does inf * 0), and upper
+    wins where lower > upper.
     """
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     d_ff = h.shape[-1]

@@ -1,9 +1,9 @@
 """The edit as a torch operator, `neuron_guard::edit_neurons`.
 
 An operator, because torch.compile then calls it as it stands: nothing is traced away, no graph breaks. Defined through
-`torch.library.Library` rather than `custom_op` (twice the cost of a call) or `triton_op` (fails to compile where there is no
-GPU). It is functional and returns a contiguous tensor. This path copies `h` once and works on the k edited columns alone; it
-serves every device, and a device's own kernel takes its place by being registered for that device's dispatch key.
+`torch.library.Library` rather than `custom_op` (twice the cost of a call) or `triton_op` (fails to compile where there
+is no GPU). It is functional and returns a contiguous tensor. This path copies `h` once and works on the k edited columns
+alone; it serves every device, and a device's own kernel takes its place by being registered for that dispatch key.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from guard.errors import EditNotAppliedError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-library = torch.library.Library("neuron_guard", "DEF")
-library.define(
+library = torch.library.Library("neuron_guard", "DEF")  # type: ignore[no-untyped-call]
+library.define(  # type: ignore[no-untyped-call]
     "edit_neurons(Tensor h, Tensor neurons, Tensor scale, Tensor lower, Tensor upper, Tensor? active) -> Tensor"
 )
 
@@ -34,7 +34,8 @@ def check_arguments(
     for name, values in (("scale", scale), ("lower", lower), ("upper", upper)):
         if values.dtype != torch.float32 or values.shape != neurons.shape:
             raise EditNotAppliedError(
-                f"{name} must be float32 of shape {tuple(neurons.shape)}, not {values.dtype} of shape {tuple(values.shape)}."
+                f"{name} must be float32 of shape {tuple(neurons.shape)}, "
+                f"not {values.dtype} of shape {tuple(values.shape)}."
             )
     if active is not None and (active.dtype != torch.bool or active.shape != h.shape[:-1]):
         raise EditNotAppliedError(
@@ -45,7 +46,7 @@ def check_arguments(
 def edit_columns(
     h: Tensor, neurons: Tensor, scale: Tensor, lower: Tensor, upper: Tensor, active: Tensor | None
 ) -> Tensor:
-    """The edit on any device: copy `h`, then gather, scale, clip, select and put back its k columns. See reference.py."""
+    """The edit on any device: copy `h`, then gather, scale, clip, select and put back its k columns."""
     check_arguments(h, neurons, scale, lower, upper, active)
     wide = torch.float64 if h.dtype == torch.float64 else torch.float32
     index = neurons.long()
@@ -62,7 +63,7 @@ def fake(h: Tensor, neurons: Tensor, scale: Tensor, lower: Tensor, upper: Tensor
     return h.new_empty(h.shape)
 
 
-def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (called by name)
     """Keep the k columns rather than all of `h`, so that a guarded layer holds no second copy of its neurons."""
     h, neurons, scale, lower, upper, active = inputs
     ctx.save_for_backward(h.index_select(-1, neurons.long()), neurons, scale, lower, upper, active)
@@ -82,6 +83,6 @@ def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None
     return gradient.index_copy(-1, index, leaving), None, None, None, None, None
 
 
-library.impl("edit_neurons", edit_columns, "CompositeExplicitAutograd")
+library.impl("edit_neurons", edit_columns, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("neuron_guard::edit_neurons", fake, lib=library)
 torch.library.register_autograd("neuron_guard::edit_neurons", backward, setup_context=keep_for_backward, lib=library)
