@@ -63,7 +63,8 @@ def make_tiny_model(
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(configuration_class(**(settings | configuration)))
     nn.Module.to(model, dtype)
-    return model.eval()
+    nn.Module.train(model, False)
+    return model
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 An operator, because torch.compile then calls it as it stands: nothing is traced away, no graph breaks. Defined through
 `torch.library.Library` rather than `custom_op` (twice the cost of a call) or `triton_op` (fails to compile where there
-is no GPU). It is functional and returns a contiguous tensor. This path copies `h` once and works on the k edited columns
-alone; it serves every device, and a device's own kernel takes its place by being registered for that dispatch key.
+is no GPU). It is functional and returns a contiguous tensor. This path copies `h` once and works on the k edited
+columns alone; it serves every device, and a device's own kernel takes its place by being registered for that dispatch
+key.
 """
 
 from typing import Any
