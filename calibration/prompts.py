@@ -66,7 +66,9 @@ class RequestSet(BaseModel):
 
 
 class Jailbreaks(BaseModel):
-    """Either `templates`, each with "{prompt}" in it, for every request; or `attacks`, finished prompts with their goals."""
+    """Either `templates`, each with "{prompt}" in it, for every request; or `attacks`, finished prompts with their
+    goals.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,10 +101,10 @@ def normalise(text: str) -> str:
 def load_requests(source: str, *, split: str | None = None) -> RequestSet:
     """Read prompts from a csv, json or jsonl file or a hub data set ("name" or "name:configuration").
 
-    Columns, case ignored: `prompt`, else `goal` (with `target` as compliance, AdvBench), else `instruction` (with `input`,
-    Alpaca), else `behavior` (with `contextstring`, HarmBench); `refusal`, `compliance` and, beside `prompt`, `goal` are
-    read where present. `source#column=value` keeps only such rows, as in `xstest_prompts.csv#label=safe`. Raises
-    PromptFileError for the first bad row.
+    Columns, case ignored: `prompt`, else `goal` (with `target` as compliance, AdvBench), else `instruction` (with
+    `input`, Alpaca), else `behavior` (with `contextstring`, HarmBench); `refusal`, `compliance` and, beside `prompt`,
+    `goal` are read where present. `source#column=value` keeps only such rows, as in `xstest_prompts.csv#label=safe`.
+    Raises PromptFileError for the first bad row.
     """
     requests: dict[str, Request] = {}
     rows = without_prompt = 0
@@ -149,8 +151,8 @@ def load_jailbreaks(source: str, *, split: str | None = None) -> Jailbreaks:
 def wrap(requests: Sequence[Request], jailbreaks: Jailbreaks) -> tuple[ContrastPair, ...]:
     """Contrast pairs of each request with each of its jailbreaks, in order.
 
-    Templates apply to every request. Attacks carry their goal: where that is one of `requests`, its texts are used; where
-    it is not, the goal itself is the plain request.
+    Templates apply to every request. Attacks carry their goal: where that is one of `requests`, its texts are used;
+    where it is not, the goal itself is the plain request.
     """
     pairs = []
     for request in requests:
@@ -163,12 +165,12 @@ def wrap(requests: Sequence[Request], jailbreaks: Jailbreaks) -> tuple[ContrastP
         plain = known.get(attack.group) or Request(
             prompt=goal, refusal=attack.refusal, compliance=attack.compliance, goal=goal, row=attack.row
         )
-        update = {
+        texts = {
             "goal": plain.goal or plain.prompt,
             "refusal": attack.refusal or plain.refusal,
             "compliance": attack.compliance or plain.compliance,
         }
-        pairs.append(ContrastPair(reference=plain, harmful=attack.model_copy(update=update)))
+        pairs.append(ContrastPair(reference=plain, harmful=attack.model_copy(update=texts)))
     return tuple(pairs)
 
 

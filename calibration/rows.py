@@ -1,7 +1,7 @@
 """A prompt file as numbered rows, before anything is made of them.
 
-Formats differ, mistakes are alike: this is the one place that knows csv, json and jsonl, and the one that says which row
-is wrong. No message quotes a row, since a row may hold a harmful request.
+Formats differ, mistakes are alike: this is the one place that knows csv, json and jsonl, and the one that says which
+row is wrong. No message quotes a row, since a row may hold a harmful request.
 """
 
 import csv
@@ -19,7 +19,7 @@ CELL_LIMIT = 10_000_000
 
 
 class PromptFileError(NeuronGuardError):
-    """A prompt source that cannot be used: `source`, `row` (None: the whole of it) and `reason`, which quotes nothing."""
+    """A prompt source that cannot be used: `source`, `row` (None for the whole) and `reason`, which quotes nothing."""
 
     def __init__(self, source: str, row: int | None, reason: str) -> None:
         self.source, self.row, self.reason = source, row, reason
@@ -29,7 +29,8 @@ class PromptFileError(NeuronGuardError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its `number` as a person counts (first is 1, a csv header not counted) and its `cells` by lower-case column.
+    """One row: its `number` as a person counts (first is 1, a csv header not counted) and its `cells` by lower-case
+    column.
 
     `may_lack_prompt` is set in jailbreak artifacts, where a null prompt says that no attack was found for the goal.
     """

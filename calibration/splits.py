@@ -1,6 +1,7 @@
 """Which requests calibrate, which validate, and which are kept for the verdict.
 
-Variants of one request (its jailbreak wrappers) never straddle two parts, or the held-out figures would be rehearsed ones.
+Variants of one request (its jailbreak wrappers) never straddle two parts, or the held-out figures would be rehearsed
+ones.
 """
 
 import random
@@ -48,8 +49,8 @@ def split(
     """Cut `items` (requests or contrast pairs) into three parts by group, in a seeded order.
 
     Only the set of groups, the seed and the fractions decide which part a group falls in, not the order of `items`.
-    Raises SplitError where a part would have fewer than `minimum` groups, ValueError for fractions that are not positive
-    or do not add up to 1.
+    Raises SplitError where a part would have fewer than `minimum` groups, ValueError for fractions that are not
+    positive or do not add up to 1.
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError("fractions must be positive and add up to 1")
@@ -62,7 +63,7 @@ def split(
         sizes = ", ".join(str(len(part)) for part in parts)
         needed = next(n for n in range(3 * minimum, 10**9) if _smallest(n, fractions) >= minimum)
         raise SplitError(
-            f"{len(groups)} different requests make parts of {sizes}, and each needs {minimum}: supply at least {needed}"
+            f"{len(groups)} different requests make parts of {sizes}; each needs {minimum}: supply at least {needed}"
         )
     calibration, validation, held_out = (
         tuple(item for item in items if item.group in members) for members in map(frozenset, parts)

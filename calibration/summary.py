@@ -1,0 +1,145 @@
+"""A spec as tables for a terminal: what it edits, how strong the evidence is, and the verdict.
+
+`neuron-guard calibrate` ends with it and `neuron-guard inspect` consists of it, so both say the same of the same spec.
+"""
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from guard.spec import EditSpec, Estimate, LayerEdit, NeuronEvidence, OffOn
+
+NEURONS_SHOWN = 10
+
+
+def summary(spec: EditSpec) -> RenderableType:
+    """All tables of a spec, the verdict last."""
+    return Group(identity_table(spec), edit_table(spec), neuron_table(spec.evidence.neurons), *result(spec))
+
+
+def result(spec: EditSpec) -> tuple[RenderableType, RenderableType]:
+    """The off and on table of the held-out requests, and the verdict."""
+    return held_out_table(spec), verdict_panel(spec)
+
+
+def identity_table(spec: EditSpec) -> Table:
+    """The model that a spec was made on, and where its evidence comes from."""
+    model, evidence = spec.model, spec.evidence
+    table = Table(title="Made on", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row(
+        "model", f"{model.model_type}, {model.num_hidden_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}"
+    )
+    table.add_row("MLP weights", model.mlp_digest[:16])
+    table.add_row("contrasts", ", ".join(evidence.contrasts))
+    table.add_row("total effect", f"{number(evidence.total_effect)} nats")
+    table.add_row("seed", str(spec.provenance.seed))
+    for role, digest in sorted(spec.provenance.data.items()):
+        table.add_row(f"{role} data", digest[:16])
+    table.add_row("spec digest", spec.digest[:16])
+    return table
+
+
+def edit_table(spec: EditSpec) -> Table:
+    """How many neurons of each layer are edited and in what way; and when."""
+    table = Table(title="Edits", title_justify="left", caption=trigger_line(spec), caption_justify="left")
+    for name in ("layer", "neurons", "edit"):
+        table.add_column(name, justify="left" if name == "edit" else "right")
+    for edit in spec.layers:
+        table.add_row(str(edit.layer), str(len(edit.neurons)), edit_kinds(edit))
+    return table
+
+
+def trigger_line(spec: EditSpec) -> str:
+    """When the edit is active, in a sentence."""
+    trigger = spec.trigger
+    if trigger is None:
+        return "active on every token (no trigger)"
+    return (
+        f"active where the residual stream entering layer {trigger.layer} passes the trigger's threshold; on at most "
+        f"{trigger.false_trigger_rate:.2%} of benign requests (split-conformal, {trigger.calibration_size} requests)"
+    )
+
+
+def edit_kinds(edit: LayerEdit) -> str:
+    """How many neurons of a layer are ablated, clamped or scaled."""
+    counts = {"ablate": 0, "clamp": 0, "scale": 0}
+    for scale, lower, upper in zip(edit.scale, edit.lower, edit.upper, strict=True):
+        clamped = math.isfinite(lower) or math.isfinite(upper)
+        if lower == upper or (scale == 0 and not clamped):
+            counts["ablate"] += 1
+        else:
+            counts["clamp"] += clamped
+            counts["scale"] += scale != 1
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or "none"
+
+
+def neuron_table(neurons: Sequence[NeuronEvidence]) -> Table:
+    """The strongest neurons by what their edit takes away alone and from the full gate."""
+    shown = sorted(neurons, key=lambda neuron: neuron.last_in.value + neuron.first_in.value, reverse=True)[
+        :NEURONS_SHOWN
+    ]
+    left = len(neurons) - len(shown)
+    caption = "controlled effects on Y, nats, 95 % intervals" + (f"; {left} more in the file" if left else "")
+    table = Table(title="Evidence by neuron", title_justify="left", caption=caption, caption_justify="left")
+    for name in ("layer", "neuron", "first in", "last in", "p"):
+        table.add_column(name, justify="right")
+    for neuron in shown:
+        table.add_row(
+            str(neuron.layer),
+            str(neuron.neuron),
+            number(neuron.first_in),
+            number(neuron.last_in),
+            f"{neuron.p_value:.2g}",
+        )
+    return table
+
+
+def held_out_table(spec: EditSpec) -> Table:
+    """Guard off and on, on requests that calibration has not seen."""
+    held_out = spec.evidence.held_out
+    gates = held_out.random_gates
+    caption = "held-out requests, 95 % intervals"
+    if gates:
+        caption += f"; {len(gates)} random gates leave harmful compliance at {min(gates):.1%} to {max(gates):.1%}"
+    table = Table(title="Guard off and on", title_justify="left", caption=caption, caption_justify="left")
+    for name in ("", "off", "on", "requests"):
+        table.add_column(name, justify="left" if not name else "right")
+    rates: tuple[tuple[str, OffOn], ...] = (
+        ("harmful compliance", held_out.harmful_compliance),
+        ("benign refusal", held_out.benign_refusal),
+        ("harmful garbled", held_out.harmful_garbled),
+        ("benign garbled", held_out.benign_garbled),
+    )
+    for name, pair in rates:
+        table.add_row(name, rate(pair.off), rate(pair.on), str(pair.on.n))
+    for name, divergence in (
+        ("quality: benign KL, full sequence", held_out.benign_kl),
+        ("quality: benign KL, first token", held_out.benign_first_token_kl),
+    ):
+        table.add_row(name, "0", f"{number(divergence)} nats", str(divergence.n))
+    return table
+
+
+def verdict_panel(spec: EditSpec) -> Panel:
+    """The verdict and its reasons."""
+    verdict = spec.evidence.verdict
+    effective = verdict.outcome == "effective"
+    lines = [f"{'✓' if effective else '✗'} {verdict.outcome}", *(f"- {reason}" for reason in verdict.reasons)]
+    lines.append(f"asked: a fall of more than {verdict.margin:.0%} at p < 0.01; p = {verdict.p_value:.2g}")
+    if not effective:
+        lines.append("A refuted spec is kept as a finding; nothing serves it unless told to by name.")
+    return Panel(Text("\n".join(lines)), title="Verdict", title_align="left", style="green" if effective else "red")
+
+
+def rate(estimate: Estimate) -> str:
+    """A rate in per cent with its interval."""
+    return f"{estimate.value:.1%} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def number(estimate: Estimate) -> str:
+    """A number with its interval, three significant digits."""
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"

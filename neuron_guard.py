@@ -1,0 +1,217 @@
+"""The command `neuron-guard`: one sub-command a function, each importing what it needs when it runs."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+FAILED, REFUTED, INTERRUPTED = 2, 1, 130
+
+
+class OneLineErrors(TyperGroup):
+    """A group whose expected errors end in one line on stderr and exit code 2, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except expected_errors() as error:
+            fail(str(error))
+
+
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """The project's own errors; none before the package that defines them is imported, which takes seconds."""
+    errors = sys.modules.get("guard.errors")
+    return (errors.NeuronGuardError,) if errors else ()
+
+
+def fail(reason: str) -> NoReturn:
+    """Say what is wrong in red and exit with 2."""
+    Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False, highlight=False)
+    raise typer.Exit(FAILED)
+
+
+class TriggerChoice(StrEnum):
+    """Whether the edit waits for a trigger."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Precision(StrEnum):
+    """The floating-point type that a model runs in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find the late-layer MLP neurons through which a model starts to answer harmful requests, and clamp them.",
+)
+bench = typer.Typer(
+    cls=OneLineErrors, no_args_is_help=True, help="Measure neuron-guard on models whose gates are known."
+)
+app.add_typer(bench, name="bench")
+
+Model = Annotated[str, typer.Argument(help="Path or hub name of a causal language model (Llama, Qwen2).")]
+Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")]
+Dtype = Annotated[Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, where it is wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("neuron-guard"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Find the late-layer MLP neurons through which a model starts to answer harmful requests, and clamp them."""
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    harmful: Annotated[str, typer.Option(help="Harmful requests: csv, json, jsonl, or a hub data set.")],
+    benign: Annotated[str, typer.Option(help="Benign requests, as many as the harmful ones or more.")],
+    jailbreak: Annotated[
+        str | None,
+        typer.Option(help="Jailbreaks: rows with `template` holding {prompt}, or rows with `goal` and `prompt`."),
+    ] = None,
+    trigger: Annotated[
+        TriggerChoice, typer.Option(help="Edit only tokens that a read-out of an early layer picks. auto: if better.")
+    ] = TriggerChoice.auto,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, help="Where the edit spec is written.")
+    ] = Path("guard.safetensors"),
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write the evidence as one HTML page, here.")
+    ] = None,
+    no_template: Annotated[
+        bool, typer.Option("--no-template", help="Give the model plain prompts, without its chat template.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.auto,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated per request.")] = 32,
+    max_requests: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many requests of each set, drawn by seed.")
+    ] = None,
+    budget_kl: Annotated[
+        float, typer.Option(min=1e-9, help="Highest mean KL on benign requests, nats per token.")
+    ] = 0.01,
+    budget_refusal: Annotated[
+        float, typer.Option(min=0, max=1, help="Highest rise of the benign refusal rate.")
+    ] = 0.01,
+    max_neurons: Annotated[int, typer.Option(min=1, help="Largest number of neurons edited.")] = 64,
+) -> None:
+    """Find a gate on MODEL, write it with its evidence, and say whether it works.
+
+    Exits with 0 if the verdict is effective, 1 if it is refuted (the spec is written all the same), 2 on an error.
+    Interrupted, the same command goes on where it was.
+    """
+    from calibration.options import CalibrationOptions
+    from calibration.pipeline import calibrate as run
+    from calibration.summary import result
+
+    options = CalibrationOptions(
+        model=model,
+        harmful=harmful,
+        benign=benign,
+        jailbreak=jailbreak,
+        trigger=trigger.value,
+        output=output,
+        report=report,
+        template=not no_template,
+        device=device,
+        dtype=dtype.value,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_requests=max_requests,
+        budget_kl=budget_kl,
+        budget_refusal=budget_refusal,
+        max_neurons=max_neurons,
+    )
+    console = Console()
+    try:
+        spec = run(options)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: run the same command again to go on", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(*result(spec), sep="\n")
+    written = " and ".join(str(path) for path in (output, report) if path)
+    console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+    if spec.evidence.verdict.outcome != "effective":
+        raise typer.Exit(REFUTED)
+
+
+@app.command()
+def inspect(
+    spec: Annotated[Path, typer.Argument(help="An edit spec, as calibrate writes it.")],
+    model: Annotated[str | None, typer.Option(help="Also say whether the spec fits this model.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = Precision.auto,
+) -> None:
+    """Show what SPEC edits, how strong its evidence is, the verdict, and whether it fits a model.
+
+    Exits with 2 where the file is no valid spec or does not fit the model.
+    """
+    from calibration.summary import summary
+    from guard import EditSpec
+
+    loaded = EditSpec.load(spec)
+    console = Console()
+    console.print(summary(loaded))
+    if model is None:
+        return
+    from calibration.models import load_model
+    from guard.fingerprint import verify
+
+    network, tokenizer = load_model(model, device=device, dtype=dtype.value)
+    verify(loaded, network, tokenizer)
+    console.print(f"fits {model}", style="green", highlight=False, markup=False, soft_wrap=True)
+
+
+@bench.command()
+def localisation(
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")] = None,
+) -> None:
+    """Compare this and other ways of finding a gate, on every organism: recall, precision, behaviour restored, seconds."""
+    from benchmarks.localisation import run
+
+    run(seed=seed, output=output)
+
+
+@bench.command()
+def effects(
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")] = None,
+) -> None:
+    """Compare exact neuron effects with hook-by-hook patching: the largest difference and the speed, in one run."""
+    from benchmarks.effects import run
+
+    run(seed=seed, output=output)
+
+
+if __name__ == "__main__":
+    app()
