@@ -62,7 +62,9 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
-Model = Annotated[str, typer.Argument(help="Path or hub name of a causal language model (Llama, Qwen2).")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Path or hub name of a causal language model (Llama, Qwen2).")
+]
 Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")]
 Dtype = Annotated[Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
@@ -166,7 +168,7 @@ def calibrate(
 
 @app.command()
 def inspect(
-    spec: Annotated[Path, typer.Argument(help="An edit spec, as calibrate writes it.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An edit spec, as calibrate writes it.")],
     model: Annotated[str | None, typer.Option(help="Also say whether the spec fits this model.")] = None,
     device: Device = "auto",
     dtype: Dtype = Precision.auto,
@@ -196,7 +198,7 @@ def localisation(
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")] = None,
 ) -> None:
-    """Compare this and other ways of finding a gate, on every organism: recall, precision, behaviour restored, seconds."""
+    """Compare ways of finding a gate on every organism: recall, precision, behaviour restored, seconds."""
     from benchmarks.localisation import run
 
     run(seed=seed, output=output)

@@ -41,6 +41,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=precision or "auto")
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().partition("\n")[0] raise ModelLoadError(f"cannot load {name!r} as a path or hub
-        name of a causal language model: {first_line}") from error
+        first_line = str(error).strip().partition("\n")[0]
+        reason = f"cannot load {name!r} as a path or hub name of a causal language model: {first_line}"
+        raise ModelLoadError(reason) from error
     return model.to(place).eval(), tokenizer
