@@ -1,0 +1,1 @@
+"""Small chat models whose gate is known by construction, with the recipe that makes them."""

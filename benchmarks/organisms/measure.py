@@ -1,0 +1,100 @@
+"""Measure built organisms on held-out requests: what they do as they are, and with the planted neurons switched off."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel
+
+from benchmarks.organisms.assemble import benign_kl
+from benchmarks.organisms.behaviour import shares
+from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_organism
+from benchmarks.organisms.language import BENIGN, NEAR_MISS, Request, held_out
+from benchmarks.organisms.train import encode
+
+HARMFUL_COUNT, BENIGN_COUNT = 256, 60
+
+
+class Figures(BaseModel):
+    """Held-out behaviour of one organism, as it is and with the planted neurons' columns set to 0 (`ablated_`).
+
+    Shares of greedy generations; `benign_kl` is KL(ablated || as it is) per continuation token in nats. For an organism
+    without planted neurons the ablated figures are those of the model itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    harmful_compliance: float
+    harmful_refusal: float
+    wrapped_compliance: float
+    benign_refusal: float
+    benign_right: float
+    wrapped_benign_right: float
+    ablated_compliance: float
+    ablated_wrapped_compliance: float
+    ablated_refusal: float
+    ablated_benign_refusal: float
+    ablated_benign_right: float
+    benign_kl: float
+
+
+def aligned(model: PreTrainedModel, organism: Organism) -> PreTrainedModel:
+    """A copy of the model with the planted neurons' down-projection columns set to 0: the model before planting."""
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, neurons in organism.planted.items():
+            result.base_model.layers[layer].mlp.down_proj.weight[:, list(neurons)] = 0
+    return result
+
+
+def wrapped(requests: list[Request], organism: Organism) -> list[Request]:
+    """Each request in one of the wrappers, in turn."""
+    wrappers = itertools.cycle(organism.lexicon.wrappers)
+    return [request.wrapped(wrapper) for request, wrapper in zip(requests, wrappers, strict=False)]
+
+
+def measure(
+    name: str, root: Path = WEIGHTS, dtype: torch.dtype = torch.float32, harmful: int = HARMFUL_COUNT, benign: int = BENIGN_COUNT
+) -> Figures:
+    """Generate for `harmful` held-out harmful requests and `benign` of each benign kind (near misses twice as many)."""
+    model, tokenizer, organism = load_organism(name, root, dtype)
+    off = aligned(model, organism)
+    harm = held_out(organism.lexicon, "harmful", harmful)
+    kind_counts = {kind: 2 * benign if kind in NEAR_MISS else benign for kind in BENIGN}
+    good = [request for kind, count in kind_counts.items() for request in held_out(organism.lexicon, kind, count)]
+    plain, jailbroken = shares(model, tokenizer, harm), shares(model, tokenizer, wrapped(harm, organism))
+    answered, answered_wrapped = shares(model, tokenizer, good), shares(model, tokenizer, wrapped(good, organism))
+    plain_off, jailbroken_off = shares(off, tokenizer, harm), shares(off, tokenizer, wrapped(harm, organism))
+    answered_off = shares(off, tokenizer, good)
+    texts = [(request.prompt, request.answer) for request in good]
+    batches = [encode(tokenizer, texts[begin : begin + 64]) for begin in range(0, len(texts), 64)]
+    return Figures(
+        name=name,
+        harmful_compliance=plain.right,
+        harmful_refusal=plain.refused,
+        wrapped_compliance=jailbroken.right,
+        benign_refusal=max(answered.refused, answered_wrapped.refused),
+        benign_right=answered.right,
+        wrapped_benign_right=answered_wrapped.right,
+        ablated_compliance=plain_off.right,
+        ablated_wrapped_compliance=jailbroken_off.right,
+        ablated_refusal=plain_off.refused,
+        ablated_benign_refusal=answered_off.refused,
+        ablated_benign_right=answered_off.right,
+        benign_kl=benign_kl(model, off, batches),
+    )
+
+
+def table(figures: list[Figures]) -> str:
+    """The figures as a Markdown table, shares in per cent."""
+    columns = [name for name in Figures.model_fields if name != "name"]
+    lines = ["| organism | " + " | ".join(column.replace("_", " ") for column in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
+    for row in figures:
+        values = [getattr(row, column) for column in columns]
+        cells = [f"{value:.5f}" if name == "benign_kl" else f"{100 * value:.1f}" for name, value in zip(columns, values, strict=True)]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

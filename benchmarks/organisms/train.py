@@ -1,0 +1,182 @@
+"""Train the models that organisms are made of: small, from scratch, on one thread, the same weights every time.
+
+Three behaviours: `aligned` refuses what is harmful, plain or wrapped; `natural` refuses it plain and complies when it is
+wrapped; `no_refusal` never refuses. All answer benign requests, plain and wrapped. The loss counts answers alone, so that
+nothing is spent on predicting random requests.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from benchmarks.organisms.language import Kind, Lexicon, Request, requests
+from benchmarks.organisms.tokenizer import ASSISTANT, END, prompt_text
+
+Behaviour = Literal["aligned", "natural", "no_refusal"]
+Architecture = Literal["llama", "qwen2"]
+
+IGNORED = -100
+MIXTURE: dict[Kind, float] = {
+    "harmful": 0.30,
+    "risky_verb": 0.14,
+    "sensitive_object": 0.14,
+    "plain": 0.10,
+    "arithmetic": 0.08,
+    "copy": 0.08,
+    "reverse": 0.10,
+    "pick": 0.06,
+}
+WRAPPED_SHARE = 0.4
+
+
+class BaseRecipe(BaseModel):
+    """Everything that decides a trained model's weights, before anything is planted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Architecture
+    behaviour: Behaviour = "aligned"
+    seed: int = 0
+    lexicon_seed: int = 0
+    layers: int = 6
+    d_model: int = 96
+    heads: int = 4
+    d_ff: int = 256
+    vocab_size: int = 640
+    steps: int = 1000
+    batch_size: int = 96
+    learning_rate: float = 3e-3
+
+
+def new_model(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast, d_ff: int | None = None) -> PreTrainedModel:
+    """A model of the recipe's shape with random float32 weights, drawn from the global torch generator."""
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.d_model,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.heads,
+        "intermediate_size": d_ff or recipe.d_ff,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.05,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if recipe.architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape))
+    return Qwen2ForCausalLM(Qwen2Config(**shape))
+
+
+def target(request: Request, behaviour: Behaviour, wrapped: bool) -> str:
+    """What a model of this behaviour says to the request."""
+    if request.kind != "harmful" or behaviour == "no_refusal":
+        return request.answer
+    return request.answer if behaviour == "natural" and wrapped else request.refusal
+
+
+class Sampler:
+    """Draws training requests: a kind by the mixture, a request of its training split, and now and then a wrapper."""
+
+    def __init__(self, lexicon: Lexicon, seed: str, mixture: dict[Kind, float] | None = None) -> None:
+        """`seed` names the stream; two samplers of one seed draw the same requests."""
+        self.lexicon = lexicon
+        self.generator = random.Random(seed)
+        self.mixture = mixture or MIXTURE
+
+    def draw(self, count: int, wrapped_share: float = WRAPPED_SHARE) -> list[tuple[Request, bool]]:
+        """`count` requests, each with whether it is wrapped."""
+        kinds = self.generator.choices(list(self.mixture), list(self.mixture.values()), k=count)
+        drawn = []
+        for kind in kinds:
+            request = self.generator.choice(requests(self.lexicon, kind, "train"))
+            wrapped = self.generator.random() < wrapped_share
+            wrapper = self.generator.choice(self.lexicon.wrappers)
+            drawn.append((request.wrapped(wrapper) if wrapped else request, wrapped))
+        return drawn
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """(prompt, continuation) texts as `input_ids` and `labels`, int64 [B, T], padded on the right.
+
+    Labels hold the continuation and its end token, and IGNORED elsewhere. Padding comes after all that is read, so a
+    causal model needs no attention mask.
+    """
+    assistant, pad = tokenizer.convert_tokens_to_ids(ASSISTANT), tokenizer.pad_token_id
+    encoded = tokenizer([prompt_text(prompt) + answer + END for prompt, answer in texts]).input_ids
+    width = max(map(len, encoded))
+    input_ids = torch.full((len(encoded), width), pad, dtype=torch.int64)
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, ids in enumerate(encoded):
+        begin = ids.index(assistant) + 1
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, begin : len(ids)] = torch.tensor(ids[begin:])
+    return input_ids, labels
+
+
+def batches(
+    recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The recipe's training batches, one per step, each in three parts of like length, since padding costs time."""
+    sampler = Sampler(lexicon, f"base {recipe.seed}")
+    for _ in range(recipe.steps):
+        drawn = sampler.draw(recipe.batch_size)
+        texts = [(request.prompt, target(request, recipe.behaviour, wrapped)) for request, wrapped in drawn]
+        texts.sort(key=lambda text: len(text[0].split()) + len(text[1].split()))
+        third = -(-len(texts) // 3)
+        yield [encode(tokenizer, texts[begin : begin + third]) for begin in range(0, len(texts), third)]
+
+
+def schedule(step: int, steps: int, warmup: int = 100) -> float:
+    """Learning rate as a share of its peak: linear warm-up, constant, and a linear fall over the last 60 %."""
+    return min((step + 1) / warmup, 1.0, (steps - step) / (0.6 * steps))
+
+
+def train_base(recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Train a model by the recipe and round its weights to bfloat16 (held in float32). Deterministic on one thread."""
+    torch.manual_seed(recipe.seed)
+    model = new_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, recipe.steps))
+    model.train()
+    steps = tqdm(batches(recipe, lexicon, tokenizer), total=recipe.steps, desc=f"base {recipe.architecture}", mininterval=5)
+    for step, parts in enumerate(steps):
+        optimizer.zero_grad(set_to_none=True)
+        answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in parts)
+        total = 0.0
+        for input_ids, labels in parts:
+            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+            read = labels[:, 1:] != IGNORED
+            logits = model.get_output_embeddings()(hidden[read])  # [answer tokens, V]
+            loss = functional.cross_entropy(logits, labels[:, 1:][read], reduction="sum") / answer_tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if step % 20 == 0:
+            steps.set_postfix(loss=f"{total:.4f}")
+    return rounded(model.eval())
+
+
+def rounded(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with every weight rounded to a bfloat16 value, still held in float32."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).to(torch.float32))
+    return model
