@@ -16,11 +16,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+ORGANISMS := benchmarks/organisms
+
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(BIN)/neuron-guard demo
+	$(BIN)/neuron-guard calibrate $(ORGANISMS)/weights/two-layer \
+		--harmful $(ORGANISMS)/prompts/harmful.jsonl --benign $(ORGANISMS)/prompts/benign.jsonl \
+		-o guard.safetensors --report report.html
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from guard.errors import NeuronGuardError
@@ -44,4 +45,5 @@ def load_model(
         first_line = str(error).strip().partition("\n")[0]
         reason = f"cannot load {name!r} as a path or hub name of a causal language model: {first_line}"
         raise ModelLoadError(reason) from error
-    return model.to(place).eval(), tokenizer
+    nn.Module.to(model, place)
+    return model.eval(), tokenizer

@@ -95,7 +95,8 @@ class ContrastPair(BaseModel):
 
 def normalise(text: str) -> str:
     """The text without differences that make no other request: compatibility forms, case, white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
 
 def load_requests(source: str, *, split: str | None = None) -> RequestSet:
