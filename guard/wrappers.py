@@ -15,19 +15,31 @@ from guard.errors import EditNotAppliedError
 from guard.trigger import TriggerReadout
 
 
+class Hand:
+    """What is on its way from the trigger to one guarded layer: the active mask, bool [...], or nothing."""
+
+    active: Tensor | None = None
+
+
 class ActiveMask(threading.local):
     """Hands one forward pass's active mask from the trigger to one guarded layer, in the same thread, once."""
 
-    active: Tensor | None = None
+    def __init__(self) -> None:
+        # an object of its own: what compiled code writes to a threading.local itself, other graphs do not see
+        self.hand = Hand()
 
     def __reduce__(self) -> tuple[type["ActiveMask"], tuple[()]]:
         """Copy and pickle as an empty mask: what a pass has left there belongs to that pass."""
         return ActiveMask, ()
 
+    def give(self, active: Tensor) -> None:
+        """Hand over the mask of the forward pass that is under way."""
+        self.hand.active = active
+
     def take(self, tokens: tuple[int, ...]) -> Tensor:
         """The mask for a layer that sees tokens of shape `tokens`; EditNotAppliedError unless the trigger gave it."""
-        active = self.active
-        self.active = None
+        active = self.hand.active
+        self.hand.active = None
         if active is None:
             raise EditNotAppliedError(
                 "a guarded layer ran without its trigger: run the whole model, without gradient checkpointing."
@@ -98,6 +110,6 @@ class TriggeredNorm(Wrapper):
         """The norm of `residual` [..., d_model], unchanged; every guarded layer is handed the active mask."""
         active = self.readout(residual)
         for mask in self.masks:
-            mask.active = active
+            mask.give(active)
         normed: Tensor = self.original(residual)
         return normed
