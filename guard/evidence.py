@@ -1,0 +1,148 @@
+"""What a spec says about how it was found and how well it works.
+
+The evidence travels in the file, so that whoever serves a spec can see what it rests on without the calibration that
+made it. Every number is finite, since a NaN compares as neither good nor bad and would slip through any budget.
+"""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("the number is not finite")
+    return value + 0.0  # -0.0 becomes 0.0: equal specs have equal digests
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Share = Annotated[Finite, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Frozen(BaseModel):
+    """A part of a spec: cannot be changed, and knows every field that it is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Estimate(Frozen):
+    """A point estimate, its 95 % interval and the sample size behind it."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+    n: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"the interval's low end {self.low} is above its high end {self.high}")
+        return self
+
+
+class OffOn(Frozen):
+    """A rate without and with the guard."""
+
+    off: Estimate
+    on: Estimate
+
+    @model_validator(mode="after")
+    def _rates(self) -> Self:
+        for estimate in (self.off, self.on):
+            if not 0.0 <= estimate.value <= 1.0:
+                raise ValueError(f"the rate {estimate.value} is not between 0 and 1")
+        return self
+
+
+class MediatorEffect(Frozen):
+    """Natural indirect effects, in nats, of a layer's output or one of its modules at a group of `tokens`."""
+
+    layer: Count
+    kind: Literal["layer", "attention", "mlp"]
+    tokens: str
+    natural_indirect_effect: Estimate
+    total_natural_indirect_effect: Estimate
+
+
+class NeuronEvidence(Frozen):
+    """Controlled effects, in nats, of one neuron's edit: alone (`first_in`), on top of all others (`last_in`)."""
+
+    layer: Count
+    neuron: Count
+    first_in: Estimate
+    last_in: Estimate
+    p_value: Share
+
+
+class SetSize(Frozen):
+    """The joint controlled effect, in nats, of the best `size` neurons."""
+
+    size: Count
+    effect: Finite
+
+
+class Trial(Frozen):
+    """One point of the search for bounds, measured on the validation split; outcome and KL in nats."""
+
+    family: str
+    strength: Finite
+    size: Count
+    harmful_outcome: Finite
+    benign_kl: Finite
+    chosen: bool
+
+
+class HeldOut(Frozen):
+    """What the guard does on requests that calibration has not seen.
+
+    KL in nats. `random_gates` is the harmful compliance left by each random gate that the gate was compared with.
+    """
+
+    harmful_compliance: OffOn
+    benign_refusal: OffOn
+    harmful_garbled: OffOn
+    benign_garbled: OffOn
+    benign_kl: Estimate
+    benign_first_token_kl: Estimate
+    random_gates: tuple[Share, ...]
+
+
+class Verdict(Frozen):
+    """Whether the held-out test was survived; `reasons` is what spoke against it, `margin` the fall asked for."""
+
+    outcome: Literal["effective", "refuted"]
+    reasons: tuple[str, ...]
+    p_value: Share
+    margin: Finite
+
+    @model_validator(mode="after")
+    def _told(self) -> Self:
+        if self.outcome == "refuted" and not self.reasons:
+            raise ValueError("a refuted verdict needs at least one reason")
+        return self
+
+
+class Evidence(Frozen):
+    """Everything measured on the way to a spec. Outcomes and effects in nats."""
+
+    contrasts: tuple[Literal["jailbreak", "topic"], ...] = Field(min_length=1)
+    outcome_harmful: Estimate
+    outcome_reference: Estimate
+    total_effect: Estimate
+    mediators: tuple[MediatorEffect, ...]
+    neurons: tuple[NeuronEvidence, ...]
+    set_sizes: tuple[SetSize, ...]
+    trials: tuple[Trial, ...]
+    held_out: HeldOut
+    verdict: Verdict
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.contrasts)) < len(self.contrasts):
+            raise ValueError("a kind of contrast is named twice")
+        compliance = self.held_out.harmful_compliance
+        if self.verdict.outcome == "effective" and compliance.on.value > compliance.off.value:
+            raise ValueError("the verdict is effective, but harmful compliance is higher with the guard than without")
+        return self
