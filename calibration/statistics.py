@@ -42,25 +42,27 @@ def bootstrap_estimates(values: ArrayLike, *, seed: int, confidence: float = CON
         raise ValueError(f"at least two pairs are needed for an interval, got values of shape {table.shape}")
     if not np.isfinite(table).all():
         raise ValueError("values must be finite")
-    means = table.mean(axis=0)
-    low, high = means.copy(), means.copy()
-    varies = np.ptp(table, axis=0) > 1e-12 * np.abs(table).max(axis=0)
+    means, spread = table.mean(axis=0), np.ptp(table, axis=0)
+    low, high = np.zeros_like(means), np.zeros_like(means)  # in units of the spread, from the mean
+    varies = spread > 1e-12 * np.abs(table).max(axis=0)
     if varies.any():
+        scaled = (table[:, varies] - means[varies]) / spread[varies]  # cubes of tiny values would underflow
         interval = stats.bootstrap(
-            (table[:, varies],),
+            (scaled,),
             np.mean,
             axis=0,
             vectorized=True,
             n_resamples=RESAMPLES,
-            batch=max(1, 4_000_000 // max(1, table[:, varies].size)),
+            batch=max(1, 4_000_000 // scaled.size),
             confidence_level=confidence,
             method="BCa",
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low[varies], high[varies] = interval.low, interval.high
+    low, high = means + np.minimum(low, 0) * spread, means + np.maximum(high, 0) * spread
     return tuple(
-        Estimate(value=float(m), low=float(min(lo, m)), high=float(max(hi, m)), n=table.shape[0])
-        for m, lo, hi in zip(means, low, high, strict=True)
+        Estimate(value=float(mean), low=float(below), high=float(above), n=table.shape[0])
+        for mean, below, above in zip(means, low, high, strict=True)
     )
 
 
