@@ -1,0 +1,146 @@
+"""Which model a spec belongs to: architecture, shape, tokenizer, chat template, and the weights of the guarded MLPs.
+
+A neuron's index means nothing on another model, and an edit of the wrong neuron looks like one that works. Only the MLPs
+of the guarded layers are hashed, since hashing a whole large model would take longer than loading it: a change elsewhere
+is not noticed. Weights are hashed as float32, so that a bfloat16 checkpoint has one digest whether it is loaded as
+bfloat16 or as float32; loading a float32 checkpoint as bfloat16 rounds its weights, and is another model. An installed
+guard leaves no trace in the digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from guard.architectures import Architecture, architecture_of
+from guard.errors import ModelMismatchError, UnsupportedModelError
+from guard.spec import EditSpec, ModelIdentity
+from guard.wrappers import Wrapper
+
+SHAPE = ("model_type", "num_hidden_layers", "d_model", "d_ff", "vocab_size")
+# Set by the last call that padded or truncated; says nothing about which tokens a text has.
+CALL_SETTINGS = ("padding", "truncation")
+
+
+class Tokenizer(Protocol):
+    """What a transformers tokenizer has, whatever is behind it."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Each token and its id."""
+        ...
+
+
+def fingerprint(model: nn.Module, layers: Iterable[int], tokenizer: Tokenizer | None = None) -> ModelIdentity:
+    """The identity of `model` for a spec that guards `layers`; without a `tokenizer` it is bound to none.
+
+    Raises UnsupportedModelError (unknown type, quantised or offloaded weights) or ModelMismatchError (no such layer).
+    """
+    indices = sorted(set(layers))
+    shape = _shape(model)
+    if indices and not 0 <= indices[0] <= indices[-1] < shape["num_hidden_layers"]:
+        raise ModelMismatchError(
+            f"layers {indices} are to be guarded, but the model has layers 0 to {shape['num_hidden_layers'] - 1}."
+        )
+    return ModelIdentity(
+        model_type=architecture_of(model).model_type,
+        **shape,
+        tokenizer_digest=None if tokenizer is None else tokenizer_digest(tokenizer),
+        chat_template_digest=None if tokenizer is None else chat_template_digest(tokenizer),
+        mlp_digest=mlp_digest(model, indices),
+    )
+
+
+def verify(spec: EditSpec, model: nn.Module, tokenizer: Tokenizer | None = None) -> None:
+    """Raise ModelMismatchError, naming each difference, unless `spec` was made on `model`.
+
+    The tokenizer and its chat template are compared where there is a `tokenizer` both here and in the spec.
+    """
+    here: dict[str, object] = {"model_type": architecture_of(model).model_type, **_shape(model)}
+    differences = [
+        f"{name} is {here[name]} here and {getattr(spec.model, name)} in the spec"
+        for name in SHAPE
+        if here[name] != getattr(spec.model, name)
+    ]
+    layers = [edit.layer for edit in spec.layers]
+    if not differences and mlp_digest(model, layers) != spec.model.mlp_digest:
+        differences.append(f"the MLP weights of layers {layers} differ")
+    if tokenizer is not None and spec.model.tokenizer_digest is not None:
+        if tokenizer_digest(tokenizer) != spec.model.tokenizer_digest:
+            differences.append("the tokenizer differs")
+        if chat_template_digest(tokenizer) != spec.model.chat_template_digest:
+            differences.append("the chat template differs")
+    if differences:
+        raise ModelMismatchError(
+            f"the spec was made on another model: {'; '.join(differences)}; "
+            "load the model that it was made on, or calibrate on this one."
+        )
+
+
+@torch.inference_mode()
+def mlp_digest(model: nn.Module, layers: Iterable[int]) -> str:
+    """Sha256, in hex, over name, shape and float32 value of every weight in the MLPs of `layers`.
+
+    Raises UnsupportedModelError for weights whose values cannot be read: quantised, or not loaded.
+    """
+    architecture, digest = architecture_of(model), hashlib.sha256()
+    decoder_layers = architecture.decoder_layers(model)
+    for index in sorted(set(layers)):
+        for name, weight in _mlp_weights(architecture, decoder_layers[index]):
+            if weight.is_meta or not weight.is_floating_point():
+                raise UnsupportedModelError(
+                    f"the MLP weights of layer {index} are quantised or offloaded; load the model whole, in bfloat16, "
+                    "float16 or float32."
+                )
+            digest.update(f"layers.{index}.{name} {tuple(weight.shape)} float32\n".encode())
+            digest.update(weight.float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Sha256, in hex, of everything that decides which tokens a text has.
+
+    That is what the `tokenizers` library writes of itself (vocabulary, merges, normaliser, added tokens); of a tokenizer
+    written in Python, its class and vocabulary.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _digest([type(tokenizer).__name__, tokenizer.get_vocab()])
+    description = json.loads(backend.to_str())
+    return _digest({name: value for name, value in description.items() if name not in CALL_SETTINGS})
+
+
+def chat_template_digest(tokenizer: Tokenizer) -> str | None:
+    """Sha256, in hex, of the chat template, or of all of them by name; None where there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return None if template is None else _digest(template)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _shape(model: nn.Module) -> dict[str, int]:
+    architecture = architecture_of(model)
+    return {
+        "num_hidden_layers": architecture.num_layers(model),
+        "d_model": architecture.d_model(model),
+        "d_ff": architecture.d_ff(model),
+        "vocab_size": next(architecture.embedding(model).parameters()).shape[0],
+    }
+
+
+def _mlp_weights(architecture: Architecture, layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """The weights of a layer's three projections by name, as they are beneath an installed guard."""
+    projections = {
+        architecture.gate_projection_name: architecture.gate_projection(layer),
+        architecture.up_projection_name: architecture.up_projection(layer),
+        architecture.down_projection_name: architecture.down_projection(layer),
+    }
+    weights: list[tuple[str, Tensor]] = []
+    for name, projection in projections.items():
+        own = projection.original if isinstance(projection, Wrapper) else projection
+        weights += [(f"{name}.{part}", weight) for part, weight in sorted(own.named_parameters())]
+    return weights
