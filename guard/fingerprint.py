@@ -1,10 +1,10 @@
 """Which model a spec belongs to: architecture, shape, tokenizer, chat template, and the weights of the guarded MLPs.
 
-A neuron's index means nothing on another model, and an edit of the wrong neuron looks like one that works. Only the MLPs
-of the guarded layers are hashed, since hashing a whole large model would take longer than loading it: a change elsewhere
-is not noticed. Weights are hashed as float32, so that a bfloat16 checkpoint has one digest whether it is loaded as
-bfloat16 or as float32; loading a float32 checkpoint as bfloat16 rounds its weights, and is another model. An installed
-guard leaves no trace in the digest.
+A neuron's index means nothing on another model, and an edit of the wrong neuron looks like one that works. Only the
+MLPs of the guarded layers are hashed, since hashing a whole large model would take longer than loading it: a change
+elsewhere is not noticed. Weights are hashed as float32, so that a bfloat16 checkpoint has one digest whether it is
+loaded as bfloat16 or as float32; loading a float32 checkpoint as bfloat16 rounds its weights, and is another model.
+An installed guard leaves no trace in the digest.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def mlp_digest(model: nn.Module, layers: Iterable[int]) -> str:
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Sha256, in hex, of everything that decides which tokens a text has.
 
-    That is what the `tokenizers` library writes of itself (vocabulary, merges, normaliser, added tokens); of a tokenizer
+    That is what the `tokenizers` library writes of itself (vocabulary, merges, normaliser, added tokens); of one
     written in Python, its class and vocabulary.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
