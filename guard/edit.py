@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Self
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from guard.evidence import Count, Frozen, Share
 
@@ -33,7 +33,9 @@ def _float32_finite(values: Sequence[float]) -> tuple[float, ...]:
     return rounded
 
 
-Bounds = Annotated[tuple[float, ...], AfterValidator(_float32)]
+# JSON has no infinities: pydantic writes and reads them as text.
+Bound = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["-Infinity", "Infinity"]}]})]
+Bounds = Annotated[tuple[Bound, ...], AfterValidator(_float32)]
 Values = Annotated[tuple[float, ...], AfterValidator(_float32_finite)]
 Threshold = Annotated[float, AfterValidator(lambda value: _float32_finite([value])[0])]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
