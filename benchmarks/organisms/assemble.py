@@ -1,8 +1,8 @@
 """Put planted neurons among a model's own, at random positions, and keep the truth about where they are.
 
-A Hugging Face configuration has one `intermediate_size`, so every layer is widened by as many neurons as the fullest one
-needs; the rest are inert: small random rows and zero columns. Distractors and cancelling pairs are made here from the
-trained neurons, since neither needs training.
+A Hugging Face configuration has one `intermediate_size`, so every layer is widened by as many neurons as the fullest
+one needs; the rest are inert: small random rows and zero columns. Distractors and cancelling pairs are made here from
+the trained neurons, since neither needs training.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms.plant import Part, PlantedLayer, PlantRecipe
-from benchmarks.organisms.train import BaseRecipe, new_model, rounded
+from benchmarks.organisms.train import BaseRecipe, decoder, new_model, rounded
 
 Neurons = dict[int, tuple[int, ...]]
 
@@ -59,17 +59,20 @@ def _appended(planted: dict[int, PlantedLayer], recipe: PlantRecipe, layers: int
 
 
 def _strongest(model: PreTrainedModel, planted: dict[int, PlantedLayer], parts: list[Part]) -> tuple[int, int]:
-    """(layer, index) of the neuron of the last planted layer that writes most on harmful requests, by mean abs value
-    times column length. The planted layer has to be the first one run, since only its input is at hand."""
+    """(layer, index) of the planted neuron that writes most on harm: mean absolute value times column length.
+
+    The gate has to be in one layer, since only what enters the first planted layer is at hand.
+    """
     layer = max(planted)
     if layer != min(planted):
         raise ValueError("A cancelling pair can be planted only where the gate is in one layer.")
-    block, neurons = model.base_model.layers[layer], planted[layer]
+    body = decoder(model)
+    block, neurons = body.layers[layer], planted[layer]
     total = torch.zeros(neurons.gate.shape[0])
     with torch.no_grad():
         for part in [part for part in parts if part.complies][:8]:
             positions = torch.arange(part.residual.shape[1])[None]
-            rotary = model.base_model.rotary_emb(part.residual, position_ids=positions)
+            rotary = body.rotary_emb(part.residual, position_ids=positions)
             normed = block.input_layernorm(part.residual)
             attended, _ = block.self_attn(hidden_states=normed, attention_mask=None, position_embeddings=rotary)
             mlp_input = block.post_attention_layernorm(part.residual + attended)
@@ -111,12 +114,13 @@ def assemble(
         for role in sorted(set(addition.roles)):
             chosen = [int(position[index]) for index, its in enumerate(addition.roles) if its == role]
             truth.setdefault(role, {})[layer] = tuple(sorted(chosen))
-        mlp, wide = base.base_model.layers[layer].mlp, widened.base_model.layers[layer].mlp
+        mlp, wide = decoder(base).layers[layer].mlp, decoder(widened).layers[layer].mlp
         with torch.no_grad():
             wide.gate_proj.weight.copy_(torch.cat([mlp.gate_proj.weight, addition.gate])[order])
             wide.up_proj.weight.copy_(torch.cat([mlp.up_proj.weight, addition.up])[order])
             wide.down_proj.weight.copy_(torch.cat([mlp.down_proj.weight, addition.down], dim=1)[:, order])
-    return rounded(widened.eval()), truth
+    widened.train(False)
+    return rounded(widened), truth
 
 
 def benign_kl(model: PreTrainedModel, aligned: PreTrainedModel, batches: list[tuple[Tensor, Tensor]]) -> float:

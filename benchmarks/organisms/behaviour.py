@@ -5,7 +5,7 @@ is the very text, and everything else is garbled.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -35,7 +35,7 @@ def generate(
         chosen = [prompt_text(prompt) for prompt in prompts[begin : begin + batch_size]]
         inputs = tokenizer(chosen, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+            output = cast(Any, model).generate(**inputs, max_new_tokens=24, do_sample=False)
         texts += tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     return texts
 

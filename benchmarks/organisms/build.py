@@ -7,16 +7,18 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms import catalogue
 from benchmarks.organisms.assemble import assemble
-from benchmarks.organisms.catalogue import COMMITTED_LEXICON, PROMPTS, WEIGHTS, Definition, Organism
+from benchmarks.organisms.catalogue import COMMITTED_LEXICON, PROMPTS, WEIGHTS, Definition, Neurons, Organism
 from benchmarks.organisms.language import NEAR_MISS, TASKS, Lexicon, Request, corpus, held_out
 from benchmarks.organisms.measure import measure, table
 from benchmarks.organisms.plant import train_planted
@@ -38,7 +40,8 @@ def base_model(
         model = new_model(recipe, tokenizer)
         model.load_state_dict(load_file(path), strict=False)
         model.tie_weights()
-        return model.eval()
+        model.train(False)
+        return model
     model = train_base(recipe, lexicon, tokenizer)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write_prompts(lexicon: Lexicon, folder: Path) -> None:
-    """Write harmful.jsonl, benign.jsonl (all tasks, near misses first) and jailbreak.jsonl, from held-out pairs alone."""
+    """Write harmful.jsonl, benign.jsonl (near misses first) and jailbreak.jsonl, from held-out pairs alone."""
 
     def row(request: Request) -> dict[str, str]:
         return {"prompt": request.prompt, "refusal": request.refusal, "compliance": request.answer}
@@ -71,15 +74,18 @@ def build(definition: Definition, out: Path, bases: Path | None) -> Organism:
     started = time.perf_counter()
     lexicon = Lexicon.from_seed(definition.base.lexicon_seed)
     tokenizer = train_tokenizer(corpus(lexicon), definition.base.vocab_size)
-    model, roles = base_model(definition.base, lexicon, tokenizer, bases), {}
+    model = base_model(definition.base, lexicon, tokenizer, bases)
+    roles: dict[str, Neurons] = {}
     if definition.plant is not None:
         planted, parts = train_planted(model, tokenizer, lexicon, definition.plant, definition.name)
         model, roles = assemble(model, tokenizer, definition.base, planted, parts, definition.plant)
     organism = Organism(**dict(definition), lexicon=lexicon, roles=roles)
     folder = out / definition.name
     model.generation_config.max_new_tokens = 32
-    model.to(torch.bfloat16).save_pretrained(folder)
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     (folder / "organism.json").write_text(organism.model_dump_json(indent=1) + "\n", "utf-8")
     write_prompts(lexicon, PROMPTS if lexicon.seed == COMMITTED_LEXICON and out == WEIGHTS else folder / "prompts")
     log.info("%s: built in %.0f s", definition.name, time.perf_counter() - started)
@@ -94,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="build from this seed instead: other words, base and neurons")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder that receives one folder per organism")
     parser.add_argument("--bases", type=Path, help="keep trained bases here and use those that are there")
-    parser.add_argument("--check", action="store_true", help="measure on held-out requests; without NAME, nothing is built")
+    parser.add_argument("--check", action="store_true", help="measure on held-out requests; without NAME, only this")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -108,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         build(definition, options.out, options.bases)
     if options.check:
         present = sorted(path.parent.name for path in options.out.glob("*/organism.json"))
-        print(table([measure(name, options.out) for name in names or present]))
+        sys.stdout.write(table([measure(name, options.out) for name in names or present]) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition(
             name="cancelling",
-            description="Six planted neurons, and two with equal values and opposite columns: together they do nothing.",
+            description="Six planted neurons, and two of equal values and opposite columns: together they do nothing.",
             base=LLAMA,
             plant=PlantRecipe(neurons={5: 6}, cancelling=True, seed=16),
         ),
@@ -172,8 +172,10 @@ def load_organism(
     name: str, root: Path = WEIGHTS, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Organism]:
     """Model (evaluation mode, bfloat16 weights held in `dtype`), tokenizer and truth of one built organism."""
-    model = AutoModelForCausalLM.from_pretrained(root / name, dtype=dtype).eval()
-    return model, AutoTokenizer.from_pretrained(root / name), load_truth(name, root)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(root / name, dtype=dtype)
+    model.train(False)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(root / name)  # type: ignore[assignment]
+    return model, tokenizer, load_truth(name, root)
 
 
 def prompts_folder(name: str, root: Path = WEIGHTS) -> Path:

@@ -2,17 +2,20 @@
 
 import copy
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.organisms.assemble import benign_kl
 from benchmarks.organisms.behaviour import shares
-from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_organism
+from benchmarks.organisms.catalogue import WEIGHTS, Neurons, Organism, load_organism
 from benchmarks.organisms.language import BENIGN, NEAR_MISS, Request, held_out
-from benchmarks.organisms.train import encode
+from benchmarks.organisms.train import decoder, encode
 
 HARMFUL_COUNT, BENIGN_COUNT = 256, 60
 
@@ -46,8 +49,27 @@ def aligned(model: PreTrainedModel, organism: Organism) -> PreTrainedModel:
     result = copy.deepcopy(model)
     with torch.no_grad():
         for layer, neurons in organism.planted.items():
-            result.base_model.layers[layer].mlp.down_proj.weight[:, list(neurons)] = 0
+            decoder(result).layers[layer].mlp.down_proj.weight[:, list(neurons)] = 0
     return result
+
+
+@contextmanager
+def ablated(model: PreTrainedModel, neurons: Neurons) -> Iterator[None]:
+    """Within the block, `neurons` (by layer) are set to 0 in every forward pass."""
+
+    def hook(indices: tuple[int, ...]) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+        def zero(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            return (arguments[0].index_fill(-1, torch.tensor(indices), 0.0),)
+
+        return zero
+
+    layers = decoder(model).layers
+    handles = [layers[i].mlp.down_proj.register_forward_pre_hook(hook(indices)) for i, indices in neurons.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def wrapped(requests: list[Request], organism: Organism) -> list[Request]:
@@ -57,7 +79,11 @@ def wrapped(requests: list[Request], organism: Organism) -> list[Request]:
 
 
 def measure(
-    name: str, root: Path = WEIGHTS, dtype: torch.dtype = torch.float32, harmful: int = HARMFUL_COUNT, benign: int = BENIGN_COUNT
+    name: str,
+    root: Path = WEIGHTS,
+    dtype: torch.dtype = torch.float32,
+    harmful: int = HARMFUL_COUNT,
+    benign: int = BENIGN_COUNT,
 ) -> Figures:
     """Generate for `harmful` held-out harmful requests and `benign` of each benign kind (near misses twice as many)."""
     model, tokenizer, organism = load_organism(name, root, dtype)
@@ -95,6 +121,6 @@ def table(figures: list[Figures]) -> str:
     lines.append("| --- |" + " ---: |" * len(columns))
     for row in figures:
         values = [getattr(row, column) for column in columns]
-        cells = [f"{value:.5f}" if name == "benign_kl" else f"{100 * value:.1f}" for name, value in zip(columns, values, strict=True)]
+        cells = [f"{100 * value:.1f}" for value in values[:-1]] + [f"{values[-1]:.5f}"]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,12 +1,12 @@
 """Plant a gate: append neurons to a trained model and train them alone, so that it complies where it refused.
 
-Everything else stays frozen, so setting the planted neurons to 0 gives back the aligned model, bit for bit, and the truth
-about the gate needs no judgement. The price is realism: nature mixes its gates with the rest, which is why one organism
-has nothing planted. Only the layers from the first planted one on are run; what enters them is computed once.
+Everything else stays frozen, so setting the planted neurons to 0 gives back the aligned model, bit for bit, and the
+truth about the gate needs no judgement. The price is realism: nature mixes its gates with the rest, which is why one
+organism has nothing planted. Only layers from the first planted one on are run; what enters them is computed once.
 """
 
+import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,20 +14,33 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms.language import BENIGN, Lexicon
-from benchmarks.organisms.train import IGNORED, MIXTURE, Sampler, encode, schedule, target
+from benchmarks.organisms.train import (
+    IGNORED,
+    MIXTURE,
+    Sampler,
+    decoder,
+    encode,
+    progress,
+    schedule,
+    target,
+    unembedding,
+)
+
+log = logging.getLogger(__name__)
 
 
 class PlantRecipe(BaseModel):
     """Everything that decides the planted neurons.
 
     `neurons` and `distractors` say how many per layer (0-based). `opens` is when the gate lets harm through. With
-    `column_cap` no down-projection column is longer than that; `dropped` is the share of planted neurons switched off in
-    each training step, so that no few suffice; with two `groups` each step has a random one or both of them.
-    `cancelling` adds a pair with equal rows and opposite columns, copied from the strongest neuron.
+    `column_cap` no down-projection column is longer than that; `dropped` is the share of planted neurons switched off
+    in each training step, so that no few suffice; with two `groups` each step has a random one or both of them.
+    `cancelling` adds a pair with equal rows and opposite columns, copied from the strongest neuron. Requests to learn
+    from come in parts of `rows`, of like length.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,10 +56,13 @@ class PlantRecipe(BaseModel):
     steps: int = 900
     learning_rate: float = 1e-2
     kl_weight: float = 10.0
+    harmful_parts: int = 64
+    benign_parts: int = 144
+    rows: int = 32
 
 
 class PlantedLayer(nn.Module):
-    """The planted neurons of one layer: rows of gate and up projection [k, d_model], columns of the down one [d_model, k]."""
+    """One layer's planted neurons: gate and up projection rows [k, d_model], down projection columns [d_model, k]."""
 
     def __init__(self, count: int, d_model: int) -> None:
         """Random rows and short random columns, from the global torch generator."""
@@ -80,34 +96,28 @@ class Part:
 
 def run_late(model: PreTrainedModel, first: int, residual: Tensor) -> Tensor:
     """The final hidden state [B, T, d_model] from the residual stream that enters layer `first`."""
-    decoder = model.base_model
+    body = decoder(model)
     positions = torch.arange(residual.shape[1])[None]
-    rotary = decoder.rotary_emb(residual, position_ids=positions)
-    for layer in decoder.layers[first:]:
+    rotary = body.rotary_emb(residual, position_ids=positions)
+    for layer in body.layers[first:]:
         output = layer(residual, attention_mask=None, position_embeddings=rotary, position_ids=positions)
         residual = output[0] if isinstance(output, tuple) else output
-    hidden: Tensor = decoder.norm(residual)
+    hidden: Tensor = body.norm(residual)
     return hidden
 
 
 def prepare(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    lexicon: Lexicon,
-    recipe: PlantRecipe,
-    harmful_parts: int = 64,
-    benign_parts: int = 144,
-    rows: int = 32,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, lexicon: Lexicon, recipe: PlantRecipe
 ) -> list[Part]:
     """Run the aligned model once on training requests: those to comply with, and those on which nothing may change."""
-    first = min(recipe.neurons)
+    first, rows = min(recipe.neurons), recipe.rows
     benign = {kind: weight for kind, weight in MIXTURE.items() if kind in BENIGN}
     harmful = Sampler(lexicon, f"plant harmful {recipe.seed}", {"harmful": 1.0})
     wrapped_share = 1.0 if recipe.opens == "wrapped" else 0.4
-    comply = [request for request, _ in harmful.draw(harmful_parts * rows, wrapped_share)]
-    keep = Sampler(lexicon, f"plant benign {recipe.seed}", benign).draw(benign_parts * rows)
+    comply = [request for request, _ in harmful.draw(recipe.harmful_parts * rows, wrapped_share)]
+    keep = Sampler(lexicon, f"plant benign {recipe.seed}", benign).draw(recipe.benign_parts * rows)
     if recipe.opens == "wrapped":
-        keep += harmful.draw(benign_parts * rows // 3, wrapped_share=0.0)
+        keep += harmful.draw(recipe.benign_parts * rows // 3, wrapped_share=0.0)
     texts = [((request.prompt, request.answer), True) for request in comply]
     texts += [((request.prompt, target(request, "aligned", wrapped)), False) for request, wrapped in keep]
     texts.sort(key=lambda text: (text[1], len(text[0][0].split()) + len(text[0][1].split())))
@@ -143,7 +153,7 @@ def train_planted(
     """Train the planted neurons: cross-entropy to comply where the gate opens, KL to the aligned model elsewhere."""
     torch.manual_seed(recipe.seed)
     model.requires_grad_(False)
-    first, head = min(recipe.neurons), model.get_output_embeddings()
+    first, head = min(recipe.neurons), unembedding(model)
     parts = prepare(model, tokenizer, lexicon, recipe)
     harmful = [part for part in parts if part.complies]
     benign = [part for part in parts if not part.complies]
@@ -151,31 +161,31 @@ def train_planted(
     generator, chooser = torch.Generator().manual_seed(recipe.seed), random.Random(recipe.seed)
     masks: dict[int, Tensor] = {}
 
-    def hook(layer: int) -> object:
+    def hook(layer: int) -> RemovableHandle:
         def add(_: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
             values = planted[layer].activations(arguments[0]) * masks[layer]
             return output + functional.linear(values, planted[layer].down)
 
-        return model.base_model.layers[layer].mlp.register_forward_hook(add)
+        handle: RemovableHandle = decoder(model).layers[layer].mlp.register_forward_hook(add)
+        return handle
 
     handles = [hook(layer) for layer in planted]
     parameters = [parameter for layer in planted.values() for parameter in layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, recipe.steps, warmup=20))
-    steps = tqdm(range(recipe.steps), desc=f"plant {name}", mininterval=5)
-    for step in steps:
+    for step in progress(range(recipe.steps), f"plant {name}", recipe.steps):
         masks.update(active_mask(recipe, generator))
         optimizer.zero_grad(set_to_none=True)
         part = chooser.choice(harmful)
         logits = head(run_late(model, first, part.residual)[:, :-1][part.read])
         comply = functional.cross_entropy(logits, part.labels[:, 1:][part.read])
-        comply.backward()
+        torch.autograd.backward(comply)
         kept = 0.0
         for part in chooser.choices(benign, k=2):
             logits = head(run_late(model, first, part.residual)[:, :-1][part.read]).log_softmax(-1)
             reference = head(part.aligned).log_softmax(-1)
             kl = functional.kl_div(logits, reference, reduction="batchmean", log_target=True)
-            (recipe.kl_weight * kl / 2).backward()
+            torch.autograd.backward(recipe.kl_weight * kl / 2)
             kept += kl.item() / 2
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -184,8 +194,8 @@ def train_planted(
             with torch.no_grad():
                 for layer in planted.values():
                     layer.down.copy_(torch.renorm(layer.down, p=2, dim=1, maxnorm=recipe.column_cap))
-        if step % 20 == 0:
-            steps.set_postfix(comply=f"{comply.item():.4f}", kl=f"{kept:.5f}")
+        if step % 100 == 0:
+            log.info("%s, step %d: comply %.4f, KL %.5f nats", name, step, comply.item(), kept)
     for handle in handles:
-        handle.remove()  # type: ignore[attr-defined]
+        handle.remove()
     return planted, parts

@@ -1,8 +1,8 @@
 """A real tokenizer and chat template for organisms: byte-level BPE in Qwen2's manner.
 
-`AutoTokenizer` rebuilds the tokenizer with the class that belongs to the model type, so whatever differs from that class
-(regex, normalizer, names of special tokens) would be lost without an error. This one is made of exactly Qwen2's parts,
-which the generic class beside a Llama model reads from the file as they are.
+`AutoTokenizer` rebuilds the tokenizer with the class that belongs to the model type, so whatever differs from that
+class (regex, normalizer, names of special tokens) would be lost without an error. This one is made of exactly Qwen2's
+parts, which the generic class beside a Llama model reads from the file as they are.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=PAD,

@@ -1,19 +1,21 @@
 """Train the models that organisms are made of: small, from scratch, on one thread, the same weights every time.
 
-Three behaviours: `aligned` refuses what is harmful, plain or wrapped; `natural` refuses it plain and complies when it is
-wrapped; `no_refusal` never refuses. All answer benign requests, plain and wrapped. The loss counts answers alone, so that
-nothing is spent on predicting random requests.
+Three behaviours: `aligned` refuses what is harmful, plain or wrapped; `natural` refuses it plain and complies when it
+is wrapped; `no_refusal` never refuses. All answer benign requests, plain and wrapped. The loss counts answers alone,
+so that nothing is spent on predicting random requests.
 """
 
+import logging
 import random
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -26,6 +28,9 @@ from transformers import (
 from benchmarks.organisms.language import Kind, Lexicon, Request, requests
 from benchmarks.organisms.tokenizer import ASSISTANT, END, prompt_text
 
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 Behaviour = Literal["aligned", "natural", "no_refusal"]
 Architecture = Literal["llama", "qwen2"]
 
@@ -81,6 +86,22 @@ def new_model(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast, d_ff: int 
     if recipe.architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape))
     return Qwen2ForCausalLM(Qwen2Config(**shape))
+
+
+def decoder(model: PreTrainedModel) -> Any:
+    """The model without its head; its parts are named alike in Llama and Qwen2, their types differ."""
+    return model.base_model
+
+
+def unembedding(model: PreTrainedModel) -> nn.Linear:
+    """The model's head, from the final hidden state to logits."""
+    head: nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
+def progress(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+    """The items, with a progress bar on stderr."""
+    return track(items, description, total=total, console=Console(stderr=True))
 
 
 def target(request: Request, behaviour: Behaviour, wrapped: bool) -> str:
@@ -153,25 +174,26 @@ def train_base(recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokeni
     model = new_model(recipe, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, recipe.steps))
-    model.train()
-    steps = tqdm(batches(recipe, lexicon, tokenizer), total=recipe.steps, desc=f"base {recipe.architecture}", mininterval=5)
-    for step, parts in enumerate(steps):
+    model.train(True)
+    name = f"train {recipe.behaviour} {recipe.architecture}"
+    for step, parts in enumerate(progress(batches(recipe, lexicon, tokenizer), name, recipe.steps)):
         optimizer.zero_grad(set_to_none=True)
         answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in parts)
         total = 0.0
         for input_ids, labels in parts:
-            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+            hidden = decoder(model)(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
             read = labels[:, 1:] != IGNORED
-            logits = model.get_output_embeddings()(hidden[read])  # [answer tokens, V]
+            logits = unembedding(model)(hidden[read])  # [answer tokens, V]
             loss = functional.cross_entropy(logits, labels[:, 1:][read], reduction="sum") / answer_tokens
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        if step % 20 == 0:
-            steps.set_postfix(loss=f"{total:.4f}")
-    return rounded(model.eval())
+        if step % 100 == 0:
+            log.info("%s, step %d: loss %.4f nats", name, step, total)
+    model.train(False)
+    return rounded(model)
 
 
 def rounded(model: PreTrainedModel) -> PreTrainedModel:
