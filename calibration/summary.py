@@ -11,6 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from calibration.display import estimate, listed, number, percent, plural, probability
+from calibration.verdict import SIGNIFICANCE
 from guard.spec import EditSpec, Estimate, LayerEdit, NeuronEvidence, OffOn
 
 NEURONS_SHOWN = 10
@@ -18,7 +20,13 @@ NEURONS_SHOWN = 10
 
 def summary(spec: EditSpec) -> RenderableType:
     """All tables of a spec, the verdict last."""
-    return Group(identity_table(spec), edit_table(spec), neuron_table(spec.evidence.neurons), *result(spec))
+    return Group(
+        identity_table(spec),
+        edit_table(spec),
+        Text(trigger_line(spec)),
+        neuron_table(spec.evidence.neurons),
+        *result(spec),
+    )
 
 
 def result(spec: EditSpec) -> tuple[RenderableType, RenderableType]:
@@ -34,8 +42,8 @@ def identity_table(spec: EditSpec) -> Table:
         "model", f"{model.model_type}, {model.num_hidden_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}"
     )
     table.add_row("MLP weights", model.mlp_digest[:16])
-    table.add_row("contrasts", ", ".join(evidence.contrasts))
-    table.add_row("total effect", f"{number(evidence.total_effect)} nats")
+    table.add_row("contrasts", listed(list(evidence.contrasts)))
+    table.add_row("total effect", f"{estimate(evidence.total_effect)} nats")
     table.add_row("seed", str(spec.provenance.seed))
     for role, digest in sorted(spec.provenance.data.items()):
         table.add_row(f"{role} data", digest[:16])
@@ -44,8 +52,8 @@ def identity_table(spec: EditSpec) -> Table:
 
 
 def edit_table(spec: EditSpec) -> Table:
-    """How many neurons of each layer are edited and in what way; and when."""
-    table = Table(title="Edits", title_justify="left", caption=trigger_line(spec), caption_justify="left")
+    """How many neurons of each layer are edited, and in what way."""
+    table = Table(title="Edits", title_justify="left")
     for name in ("layer", "neurons", "edit"):
         table.add_column(name, justify="left" if name == "edit" else "right")
     for edit in spec.layers:
@@ -60,21 +68,22 @@ def trigger_line(spec: EditSpec) -> str:
         return "active on every token (no trigger)"
     return (
         f"active where the residual stream entering layer {trigger.layer} passes the trigger's threshold; on at most "
-        f"{trigger.false_trigger_rate:.2%} of benign requests (split-conformal, {trigger.calibration_size} requests)"
+        f"{percent(trigger.false_trigger_rate)} of benign requests (split-conformal, "
+        f"{plural(trigger.calibration_size, 'request')})"
     )
 
 
 def edit_kinds(edit: LayerEdit) -> str:
     """How many neurons of a layer are ablated, clamped or scaled."""
-    counts = {"ablate": 0, "clamp": 0, "scale": 0}
+    counts = {"ablated": 0, "clamped": 0, "scaled": 0}
     for scale, lower, upper in zip(edit.scale, edit.lower, edit.upper, strict=True):
         clamped = math.isfinite(lower) or math.isfinite(upper)
         if lower == upper or (scale == 0 and not clamped):
-            counts["ablate"] += 1
+            counts["ablated"] += 1
         else:
-            counts["clamp"] += clamped
-            counts["scale"] += scale != 1
-    return ", ".join(f"{kind} {count}" for kind, count in counts.items() if count) or "none"
+            counts["clamped"] += clamped
+            counts["scaled"] += scale != 1
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none"
 
 
 def neuron_table(neurons: Sequence[NeuronEvidence]) -> Table:
@@ -83,7 +92,7 @@ def neuron_table(neurons: Sequence[NeuronEvidence]) -> Table:
         :NEURONS_SHOWN
     ]
     left = len(neurons) - len(shown)
-    caption = "controlled effects on Y, nats, 95 % intervals" + (f"; {left} more in the file" if left else "")
+    caption = "controlled effects on Y, nats, 95% intervals" + (f"; {left} more in the file" if left else "")
     table = Table(title="Evidence by neuron", title_justify="left", caption=caption, caption_justify="left")
     for name in ("layer", "neuron", "first in", "last in", "p"):
         table.add_column(name, justify="right")
@@ -91,9 +100,9 @@ def neuron_table(neurons: Sequence[NeuronEvidence]) -> Table:
         table.add_row(
             str(neuron.layer),
             str(neuron.neuron),
-            number(neuron.first_in),
-            number(neuron.last_in),
-            f"{neuron.p_value:.2g}",
+            estimate(neuron.first_in),
+            estimate(neuron.last_in),
+            number(neuron.p_value),
         )
     return table
 
@@ -102,9 +111,10 @@ def held_out_table(spec: EditSpec) -> Table:
     """Guard off and on, on requests that calibration has not seen."""
     held_out = spec.evidence.held_out
     gates = held_out.random_gates
-    caption = "held-out requests, 95 % intervals"
+    caption = "held-out requests, 95% intervals; KL on benign ones"
     if gates:
-        caption += f"; {len(gates)} random gates leave harmful compliance at {min(gates):.1%} to {max(gates):.1%}"
+        caption += f"; {plural(len(gates), 'random gate')} leave harmful compliance at {percent(min(gates))} to "
+        caption += percent(max(gates))
     table = Table(title="Guard off and on", title_justify="left", caption=caption, caption_justify="left")
     for name in ("", "off", "on", "requests"):
         table.add_column(name, justify="left" if not name else "right")
@@ -117,10 +127,10 @@ def held_out_table(spec: EditSpec) -> Table:
     for name, pair in rates:
         table.add_row(name, rate(pair.off), rate(pair.on), str(pair.on.n))
     for name, divergence in (
-        ("quality: benign KL, full sequence", held_out.benign_kl),
-        ("quality: benign KL, first token", held_out.benign_first_token_kl),
+        ("quality: full-sequence KL, nats", held_out.benign_kl),
+        ("quality: first-token KL, nats", held_out.benign_first_token_kl),
     ):
-        table.add_row(name, "0", f"{number(divergence)} nats", str(divergence.n))
+        table.add_row(name, "0", estimate(divergence), str(divergence.n))
     return table
 
 
@@ -129,17 +139,14 @@ def verdict_panel(spec: EditSpec) -> Panel:
     verdict = spec.evidence.verdict
     effective = verdict.outcome == "effective"
     lines = [f"{'✓' if effective else '✗'} {verdict.outcome}", *(f"- {reason}" for reason in verdict.reasons)]
-    lines.append(f"asked: a fall of more than {verdict.margin:.0%} at p < 0.01; p = {verdict.p_value:.2g}")
+    lines.append(
+        f"asked: a fall of more than {verdict.margin:.0%} at p < {SIGNIFICANCE}; p {probability(verdict.p_value)}"
+    )
     if not effective:
         lines.append("A refuted spec is kept as a finding; nothing serves it unless told to by name.")
     return Panel(Text("\n".join(lines)), title="Verdict", title_align="left", style="green" if effective else "red")
 
 
-def rate(estimate: Estimate) -> str:
+def rate(value: Estimate) -> str:
     """A rate in per cent with its interval."""
-    return f"{estimate.value:.1%} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def number(estimate: Estimate) -> str:
-    """A number with its interval, three significant digits."""
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return f"{percent(value.value)} ({percent(value.low)} to {percent(value.high)})"
