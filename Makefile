@@ -24,7 +24,7 @@ ORGANISMS := benchmarks/organisms
 demo: $(VENV)/.installed
 	$(BIN)/neuron-guard calibrate $(ORGANISMS)/weights/two-layer \
 		--harmful $(ORGANISMS)/prompts/harmful.jsonl --benign $(ORGANISMS)/prompts/benign.jsonl \
-		-o guard.safetensors --report report.html
+		-o guard.safetensors --report report.html *.work
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ test: check
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache guard.safetensors report.html
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache guard.safetensors report.html *.work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
