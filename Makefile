@@ -24,7 +24,7 @@ ORGANISMS := benchmarks/organisms
 demo: $(VENV)/.installed
 	$(BIN)/neuron-guard calibrate $(ORGANISMS)/weights/two-layer \
 		--harmful $(ORGANISMS)/prompts/harmful.jsonl --benign $(ORGANISMS)/prompts/benign.jsonl \
-		-o guard.safetensors --report report.html *.work
+		-o guard.safetensors --report report.html
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
