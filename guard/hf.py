@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -18,13 +18,10 @@ from guard import selftest
 from guard.architectures import Architecture, architecture_of
 from guard.buffers import EditBuffers
 from guard.errors import EditNotAppliedError, ModelMismatchError, RefutedSpecError, SpecError, UnsupportedModelError
-from guard.fingerprint import verify
+from guard.fingerprint import Tokenizer, verify
 from guard.spec import EditSpec, LayerEdit, Trigger
 from guard.trigger import TriggerReadout
 from guard.wrappers import ActiveMask, GuardedDownProjection, TriggeredNorm, Wrapper
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def install(
     model: nn.Module,
     spec: EditSpec,
     *,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: Tokenizer | None = None,
     allow_refuted: bool = False,
 ) -> Installation:
     """Guard `model` with `spec`: check that they belong together, install, and prove that the edit is live.
@@ -142,8 +139,10 @@ def install_edits(model: nn.Module, layers: Sequence[LayerEdit], trigger: Trigge
 
 def _check_fit(edits: Sequence[LayerEdit], trigger: Trigger | None, num_layers: int) -> None:
     indices = [edit.layer for edit in edits]
-    if not indices or len(set(indices)) < len(indices):
-        raise SpecError(f"each guarded layer must be named exactly once, and at least one; named are {indices}.")
+    if not indices:
+        raise SpecError("there is no layer to edit: nothing can be installed.")
+    if len(set(indices)) < len(indices):
+        raise SpecError(f"each guarded layer must be named once; named are {indices}.")
     if trigger is not None and trigger.layer > indices[0]:
         raise SpecError(
             f"the trigger reads layer {trigger.layer}, after the first guarded layer {indices[0]}: "

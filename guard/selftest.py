@@ -17,7 +17,7 @@ from guard.buffers import EditBuffers
 from guard.errors import SelfTestError
 from guard.ops import reference
 from guard.trigger import TriggerReadout
-from guard.wrappers import GuardedDownProjection
+from guard.wrappers import GuardedDownProjection, Wrapper
 
 SEED = 0
 ROWS, TOKENS = 2, 7
@@ -25,18 +25,15 @@ EXTREME = 1000.0  # far above any neuron, far below float16's end
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Tap(nn.Module):
+class Tap(Wrapper):
     """Stands in for a module, calls it, and keeps the arguments of the last call."""
 
-    def __init__(self, tapped: nn.Module) -> None:
-        super().__init__()
-        self.tapped = tapped
-        self.seen: tuple[Any, ...] = ()
+    seen: tuple[Any, ...] = ()
 
     def forward(self, *arguments: Any) -> Any:
         """What the tapped module returns for `arguments`."""
         self.seen = arguments
-        return self.tapped(*arguments)
+        return self.original(*arguments)
 
 
 @contextmanager
@@ -55,7 +52,8 @@ def probe_logits(model: nn.Module) -> Tensor:
     architecture = architecture_of(model)
     table = next(architecture.embedding(model).parameters())  # [vocabulary, d_model]
     tokens = torch.randint(table.shape[0], (ROWS, TOKENS), generator=torch.Generator().manual_seed(SEED))
-    with torch.inference_mode(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+    devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
+    with torch.inference_mode(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
         torch.manual_seed(SEED)  # dropout, where the model trains
         logits: Tensor = unwrap(model)(input_ids=tokens.to(table.device), use_cache=False).logits
     return logits
@@ -71,12 +69,10 @@ def check(
     threshold at -inf and at +inf: all tokens are edited, or none is and the logits are the plain ones.
     """
     if readout is None:
-        _check_edits(model, guarded, expect_active=None)
-        _check_extremes(model, guarded, plain)
+        _check_extremes(model, guarded, _check_edits(model, guarded, expect_active=None))
         return
     with swapped(readout, "threshold", torch.full_like(readout.threshold, -torch.inf)):
-        _check_edits(model, guarded, expect_active=True)
-        _check_extremes(model, guarded, plain)
+        _check_extremes(model, guarded, _check_edits(model, guarded, expect_active=True))
     with swapped(readout, "threshold", torch.full_like(readout.threshold, torch.inf)):
         logits = _check_edits(model, guarded, expect_active=False)
     if not torch.allclose(logits, plain, rtol=0.0, atol=0.0, equal_nan=True):
@@ -120,12 +116,12 @@ def _check_layer(edit: EditBuffers, h: Tensor, edited: Tensor, active: Tensor | 
         raise SelfTestError("the edited neurons are not those of the definition; nothing was installed.")
 
 
-def _check_extremes(model: nn.Module, guarded: Sequence[GuardedDownProjection], plain: Tensor) -> None:
+def _check_extremes(model: nn.Module, guarded: Sequence[GuardedDownProjection], edited: Tensor) -> None:
     for wrapper in guarded:
         edit = wrapper.edit
         signs = torch.randint(2, edit.scale.shape, generator=torch.Generator().manual_seed(SEED)) * 2 - 1
         value = (signs * EXTREME).to(edit.scale)
         with swapped(wrapper, "edit", EditBuffers(edit.neurons, edit.scale, value, value, edit.d_ff)):
             logits = probe_logits(model)
-        if torch.allclose(logits, plain, rtol=0.0, atol=0.0, equal_nan=True):
+        if torch.allclose(logits, edited, rtol=0.0, atol=0.0, equal_nan=True):
             raise SelfTestError("an extreme setting of a gate does not change the logits; nothing was installed.")

@@ -59,7 +59,7 @@ class Wrapper(nn.Module):
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         self.original = original
-        self.train(original.training)
+        self.training = original.training
         self.register_load_state_dict_pre_hook(_insert_original)  # type: ignore[no-untyped-call]
 
     @property
@@ -88,7 +88,7 @@ class GuardedDownProjection(Wrapper):
 
     def __init__(self, original: nn.Module, edit: EditBuffers, mask: ActiveMask | None) -> None:
         super().__init__(original)
-        self.edit = edit
+        self.edit = edit.train(original.training)
         self.mask = mask
 
     def forward(self, h: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class TriggeredNorm(Wrapper):
 
     def __init__(self, original: nn.Module, readout: TriggerReadout, masks: tuple[ActiveMask, ...]) -> None:
         super().__init__(original)
-        self.readout = readout
+        self.readout = readout.train(original.training)
         self.masks = masks
 
     def forward(self, residual: Tensor) -> Tensor:
