@@ -1,0 +1,153 @@
+"""Runs with mediators recorded, patched with another run's values, or edited.
+
+Everything here hooks eager modules, layer by layer: plain, slow, and the yardstick for the faster exact paths
+(`closed_form.py`, `suffix.py`). It is for calibration only; what serves replaces modules (`guard.install`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from calibration.outcome import outcome, readout_logits
+from calibration.sequences import Batch
+from calibration.trial import edit_transforms, transformed
+from guard.architectures import architecture_of
+from guard.spec import LayerEdit
+
+Kind = Literal["layer", "attention", "mlp", "neurons"]
+TokenGroup = Literal["edited", "tail", "last_prompt", "response", "first_response"]
+TOKEN_GROUPS: tuple[TokenGroup, ...] = ("edited", "tail", "last_prompt", "response", "first_response")
+
+
+@dataclass(frozen=True)
+class Mediator:
+    """What is intervened on, and at which tokens.
+
+    `layer`: the residual stream that leaves decoder layer `layer`; `attention`, `mlp`: that module's output; `neurons`:
+    entries of the down projection's input (`neurons` names them; None: all d_ff). `tokens` is a group or explicit
+    columns.
+    """
+
+    kind: Kind
+    layer: int
+    neurons: tuple[int, ...] | None = None
+    tokens: TokenGroup | tuple[int, ...] = "edited"
+
+
+def token_columns(batch: Batch, tokens: TokenGroup | tuple[int, ...]) -> list[int]:
+    """The columns of a token group, in order.
+
+    edited: template tail and forced response up to the last column read out; tail: the template tail; last_prompt: the
+    column that predicts the first response token; response: the forced response; first_response: its first token (no
+    column at all where continuations are one token long, since that token then predicts nothing that is read out).
+    """
+    if not isinstance(tokens, str):
+        return list(tokens)
+    prompt, edited = batch.prompt_width, range(batch.edited.start, batch.edited.stop)
+    groups: dict[TokenGroup, range] = {
+        "edited": edited,
+        "tail": range(edited.start, prompt),
+        "last_prompt": range(prompt - 1, prompt),
+        "response": range(prompt, edited.stop),
+        "first_response": range(prompt, min(prompt + 1, edited.stop)),
+    }
+    return list(groups[tokens])
+
+
+def _write(stream: Tensor, columns: Sequence[int], neurons: Sequence[int] | None, values: Tensor) -> Tensor:
+    """`stream` [2B, T, width] with `values` (broadcast to [2B, columns, neurons or width]) written in, out of place."""
+    written = stream.clone()
+    if neurons is None:
+        written[:, list(columns)] = values.to(stream)
+    else:
+        rows = torch.tensor(columns, device=stream.device)[:, None]
+        written[:, rows, torch.tensor(neurons, device=stream.device)] = values.to(stream)
+    return written
+
+
+def _read(stream: Tensor, columns: Sequence[int], neurons: Sequence[int] | None) -> Tensor:
+    """The mediator's values in `stream`: [2B, columns, neurons or width]."""
+    chosen = stream[:, list(columns)]
+    return chosen if neurons is None else chosen[..., list(neurons)]
+
+
+def _hook(model: nn.Module, mediator: Mediator, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Pass the mediator's stream [2B, T, width] through `change` (None: as it is); returns the hook's handle."""
+    architecture = architecture_of(model)
+    layer = architecture.decoder_layers(model)[mediator.layer]
+    if mediator.kind == "neurons":
+
+        def before(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor] | None:
+            changed = change(arguments[0])
+            return None if changed is None else (changed,)
+
+        return architecture.down_projection(layer).register_forward_pre_hook(before)
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = change(output[0] if isinstance(output, tuple) else output)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    modules = {"layer": layer, "attention": architecture.attention(layer), "mlp": architecture.mlp(layer)}
+    return modules[mediator.kind].register_forward_hook(after)
+
+
+@contextmanager
+def recording(model: nn.Module, batch: Batch, mediators: Sequence[Mediator]) -> Iterator[dict[Mediator, Tensor]]:
+    """Within the block, each run of `model` on `batch` leaves the mediators' values in the mapping.
+
+    Values are [2B, T_group, width] in the model's dtype (width: d_model, d_ff, or the number of named neurons),
+    detached.
+    """
+    values: dict[Mediator, Tensor] = {}
+
+    def keep(mediator: Mediator) -> Callable[[Tensor], None]:
+        columns = token_columns(batch, mediator.tokens)
+
+        def read(stream: Tensor) -> None:
+            values[mediator] = _read(stream.detach(), columns, mediator.neurons)
+
+        return read
+
+    with ExitStack() as stack:
+        for mediator in mediators:
+            stack.callback(_hook(model, mediator, keep(mediator)).remove)
+        yield values
+
+
+@contextmanager
+def patching(model: nn.Module, batch: Batch, values: Mapping[Mediator, Tensor]) -> Iterator[None]:
+    """Within the block, mediators take `values`, broadcast to [2B, T_group, width], in runs of `model` on `batch`."""
+
+    def overwrite(mediator: Mediator, replacement: Tensor) -> Callable[[Tensor], Tensor]:
+        columns = token_columns(batch, mediator.tokens)
+        return lambda stream: _write(stream, columns, mediator.neurons, replacement)
+
+    with ExitStack() as stack:
+        for mediator, replacement in values.items():
+            stack.callback(_hook(model, mediator, overwrite(mediator, replacement)).remove)
+        yield
+
+
+@contextmanager
+def editing(model: nn.Module, batch: Batch, edits: Sequence[LayerEdit], active: Tensor | None = None) -> Iterator[None]:
+    """Within the block, `edits` apply to every token, or where `active` (bool [2B, P + C]) is True."""
+    with transformed(model, edit_transforms(edits, batch.input_ids.device, active)):
+        yield
+
+
+def recorded(model: nn.Module, batch: Batch, mediators: Sequence[Mediator]) -> tuple[Tensor, dict[Mediator, Tensor]]:
+    """Y of an untouched run, [B] nats, and the mediators' values in it."""
+    with torch.inference_mode(), recording(model, batch, mediators) as values:
+        return outcome(readout_logits(model, batch), batch), values
+
+
+def patched_outcome(model: nn.Module, batch: Batch, values: Mapping[Mediator, Tensor]) -> Tensor:
+    """Y(do(mediators := values)) of each request, [B] nats, by one full forward pass."""
+    with torch.inference_mode(), patching(model, batch, values):
+        return outcome(readout_logits(model, batch), batch)
