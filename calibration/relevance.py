@@ -23,36 +23,20 @@ from torch import Tensor, nn
 from guard.architectures import Architecture, architecture_of
 
 
-class _HalfProduct(torch.autograd.Function):
+def _with_value(linear: Tensor, value: Tensor) -> Tensor:
+    """`value`, bit for bit, with the gradient of `linear`, which equals it up to rounding."""
+    return linear + (value - linear).detach()
+
+
+def _half_product(a: Tensor, u: Tensor) -> Tensor:
     """a u, of whose gradient each factor gets half."""
-
-    @staticmethod
-    def forward(context: Any, a: Tensor, u: Tensor) -> Tensor:
-        """The product."""
-        context.save_for_backward(a, u)
-        return a * u
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Half of the product rule for each factor."""
-        a, u = context.saved_tensors
-        return gradient * u / 2, gradient * a / 2
+    return (a * u.detach() + a.detach() * u) / 2
 
 
-class _ConstantRatio(torch.autograd.Function):
-    """act(z) from z and act(z), with act(z) / z as its derivative (0 at z = 0, where both vanish)."""
-
-    @staticmethod
-    def forward(context: Any, z: Tensor, activated: Tensor) -> Tensor:
-        """act(z)."""
-        context.save_for_backward(z, activated)
-        return activated.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """The gradient times act(z) / z."""
-        z, activated = context.saved_tensors
-        return gradient * torch.where(z == 0, 0.0, activated / z), None
+def _constant_ratio(z: Tensor, activated: Tensor) -> Tensor:
+    """act(z) with act(z) / z as its derivative (0 at z = 0, where both vanish)."""
+    ratio = torch.where(z == 0, 0.0, activated / z).detach()
+    return _with_value(z * ratio, activated)
 
 
 def _constant_norm(norm: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -61,8 +45,7 @@ def _constant_norm(norm: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> 
     wide = stream.detach().to(torch.promote_types(stream.dtype, torch.float32))
     epsilon = float(getattr(norm, "variance_epsilon"))  # noqa: B009 - nn.Module types it as Tensor | Module
     scale = (wide.square().mean(-1, keepdim=True) + epsilon).rsqrt().to(stream.dtype)
-    linear = stream * scale * norm.weight
-    return linear + (output - linear).detach()
+    return _with_value(stream * scale * norm.get_parameter("weight"), output)
 
 
 def _detached(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -77,8 +60,8 @@ def _mlp_forward(architecture: Architecture, layer: nn.Module) -> Any:
 
     def forward(_: nn.Module, x: Tensor) -> Tensor:
         z = gate(x)
-        activated = _ConstantRatio.apply(z, activation(z).detach())
-        output: Tensor = down(_HalfProduct.apply(activated, up(x)))
+        activated = _constant_ratio(z, activation(z))
+        output: Tensor = down(_half_product(activated, up(x)))
         return output
 
     return forward
@@ -98,7 +81,7 @@ def relevance_rules(model: nn.Module) -> Iterator[None]:
             for name in ("q_proj", "k_proj"):
                 stack.callback(attention.get_submodule(name).register_forward_hook(_detached).remove)
             before = mlp.__dict__.get("forward")
-            mlp.forward = MethodType(_mlp_forward(architecture, layer), mlp)  # type: ignore[method-assign]
+            mlp.forward = MethodType(_mlp_forward(architecture, layer), mlp)
             stack.callback(_restore_forward, mlp, before)
         yield
 

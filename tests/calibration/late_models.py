@@ -30,7 +30,7 @@ def late_model(model_type: str = "llama", *, dtype: torch.dtype = torch.float64,
     if dtype == torch.float64:
         for module in model.modules():
             if hasattr(module, "variance_epsilon"):
-                module.forward = MethodType(_norm_in_own_dtype, module)  # type: ignore[method-assign, assignment]
+                module.forward = MethodType(_norm_in_own_dtype, module)
     return model.requires_grad_(False)
 
 
@@ -60,7 +60,8 @@ def random_batch(
 
 
 def edited_width(batch: Batch) -> int:
-    return batch.edited.stop - batch.edited.start
+    width: int = batch.edited.stop - batch.edited.start
+    return width
 
 
 def shared_values(batch: Batch, neurons: int, seed: int = 1) -> Tensor:
