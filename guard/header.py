@@ -125,7 +125,9 @@ def _first(error: ValidationError, within: str) -> str:
         reason = reason[:1].lower() + reason[1:]
     place = ".".join(map(str, ([within] if within else []) + list(first["loc"])))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return (f"at {strict_json.shown(place)}, " if place else "") + reason + more
+    if not place and first["type"] == "value_error":
+        return reason + more
+    return f"at {strict_json.shown(place or 'document')}, {reason}{more}"
 
 
 def _fields(layer: int) -> dict[str, torch.dtype]:
