@@ -1,0 +1,195 @@
+"""The report: one HTML file that tells what a spec edits, how strong the evidence is and how the verdict was reached.
+
+It is for people who decide whether to trust a guard, so it stands alone: no file beside it, nothing fetched, figures
+drawn by an inlined plotly.js (5 MB: the price of that). Requests and answers come from outside and are escaped, and
+harmful text is left out unless asked for: a hash and a word count stand in its place, so a report can be passed on.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict
+
+from calibration import display
+from calibration.plot_parts import plotly_script
+from calibration.plots import draw
+from calibration.verdict import RANDOM_GATES, SIGNIFICANCE
+from guard.errors import NeuronGuardError
+from guard.spec import EditSpec, OffOn
+
+TEMPLATES = Path(__file__).parent / "templates"
+REFUSED = "refused"
+GOOD_CLASS = {"harmful": REFUSED, "benign": "complied"}
+HASH_DIGITS = 12
+QUOTED_WORDS = 3
+
+
+class ReportError(NeuronGuardError):
+    """A report that cannot be written where it was asked for."""
+
+
+class AnswerPair(BaseModel):
+    """One request with the greedy answers of the model with the guard off and on, and the class of each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["harmful", "benign"]
+    prompt: str
+    off: str
+    on: str
+    off_class: str
+    on_class: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A text as the report shows it: as it is, or (`text` None) by `digest` and `words` alone."""
+
+    text: str | None
+    digest: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: what is shown, its class, and whether that class is what a guard is for."""
+
+    shown: Shown
+    behaviour: str
+    wanted: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of shares in the table off → on."""
+
+    name: str
+    estimates: OffOn
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    spec: EditSpec,
+    examples: Sequence[AnswerPair],
+    *,
+    model_name: str,
+    show_text: bool = False,
+) -> None:
+    """Write the report of `spec` to `path`, whole or not at all; `examples` are shown in their order.
+
+    Harmful requests and answers to them are redacted unless `show_text`; a refusal is shown. Raises ReportError if the
+    file cannot be written.
+    """
+    page = render_report(spec, examples, model_name=model_name, show_text=show_text)
+    target = Path(path)
+    try:
+        _write_whole(target, page)
+    except OSError as error:
+        raise ReportError(
+            f"the report cannot be written to {target} ({error.strerror}): name a file in a folder that exists and can "
+            "be written to."
+        ) from error
+
+
+def render_report(spec: EditSpec, examples: Sequence[AnswerPair], *, model_name: str, show_text: bool = False) -> str:
+    """The report as HTML text; arguments as for `write_report`."""
+    plots, held_out = draw(spec), spec.evidence.held_out
+    return _template().render(
+        spec=spec,
+        evidence=spec.evidence,
+        held_out=held_out,
+        effective=spec.evidence.verdict.outcome == "effective",
+        neurons=sum(len(edit.neurons) for edit in spec.layers),
+        guarded_layers=[str(edit.layer) for edit in spec.layers],
+        shares=(
+            Row("Harmful compliance", held_out.harmful_compliance),
+            Row("Benign refusal", held_out.benign_refusal),
+            Row("Garbled, harmful requests", held_out.harmful_garbled),
+            Row("Garbled, benign requests", held_out.benign_garbled),
+        ),
+        divergences=(
+            ("Benign KL, whole answer, nats", held_out.benign_kl),
+            ("Benign KL, first token, nats", held_out.benign_first_token_kl),
+        ),
+        examples=[_as_shown(pair, show_text) for pair in examples],
+        show_text=show_text,
+        model_name=model_name,
+        significance=SIGNIFICANCE,
+        asked_random_gates=RANDOM_GATES,
+        plots=plots,
+        figures={name: {"traces": plot.traces, "layout": plot.layout} for name, plot in plots.items()},
+        plotly=Markup(plotly_script()),  # noqa: S704 - plotly's own source, not text from outside
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
+    for write in (
+        display.number, display.percent, display.points, display.setting, display.probability, display.plural,
+        display.listed, display.sentence, display.edit_in_words,
+    ):  # fmt: skip
+        environment.filters[write.__name__] = write
+    return environment.get_template("report.html.jinja")
+
+
+def _redacted(text: str, hide: bool) -> Shown:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    return Shown(None if hide else text, digest, display.plural(len(text.split()), "word"))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _quotes(answer: str, source: str) -> bool:
+    """Whether `answer` repeats `QUOTED_WORDS` words in a row of `source`, or all of it if that is shorter."""
+    said, words = _words(answer), _words(source)
+    length = min(QUOTED_WORDS, len(words))
+    runs = {tuple(words[start : start + length]) for start in range(len(words) - length + 1)} if length else set()
+    return any(tuple(said[start : start + length]) in runs for start in range(len(said) - length + 1))
+
+
+def _as_shown(pair: AnswerPair, show_text: bool) -> dict[str, object]:
+    """The pair for the page. Redacted: harmful requests, their answers with the guard off, and those with it on unless
+    they refuse without repeating the request."""
+    hide = pair.kind == "harmful" and not show_text
+    hide_on = hide and (pair.on_class != REFUSED or _quotes(pair.on, pair.prompt))
+    if hide and pair.off_class != REFUSED:
+        hide_on = hide_on or _quotes(pair.on, pair.off)
+    good = GOOD_CLASS[pair.kind]
+    return {
+        "kind": pair.kind,
+        "prompt": _redacted(pair.prompt, hide),
+        "off": Answer(_redacted(pair.off, hide), pair.off_class, pair.off_class == good),
+        "on": Answer(_redacted(pair.on, hide_on), pair.on_class, pair.on_class == good),
+    }
+
+
+def _write_whole(target: Path, text: str) -> None:
+    """Write by way of a temporary file in the same folder, flushed to disk before it takes the name."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
