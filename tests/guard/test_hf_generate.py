@@ -20,6 +20,7 @@ DECODING: dict[str, dict[str, Any]] = {
     "without a cache": {"use_cache": False},
     "sampling": {"do_sample": True, "temperature": 1.3},
     "beams": {"num_beams": 3},
+    "a static cache": {"cache_implementation": "static"},
     "several sequences": {"do_sample": True, "num_return_sequences": 2},
 }
 
