@@ -44,9 +44,9 @@ def write(path: str | PathLike[str], document: str, tensors: Mapping[str, Tensor
     """
     contents = safetensors.torch.save(dict(tensors), metadata={DOCUMENT_KEY: document})
     decode(contents, path)
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
     with _no_system_error(path, "written"):
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("xb") as file:
                 file.write(contents)

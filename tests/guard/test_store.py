@@ -112,6 +112,12 @@ def test_where_a_spec_cannot_be_written_is_told(tmp_path: Path) -> None:
         small_spec().save(tmp_path / "none" / "guard")
 
 
+@pytest.mark.parametrize("path", ["/", "", "a\0b"])
+def test_a_path_that_cannot_be_written_is_told(path: str) -> None:
+    with pytest.raises(SpecError, match="could not be written"):
+        small_spec().save(path)
+
+
 def test_nothing_is_written_that_could_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="its header claims"):
         store.write(tmp_path / "file", " " * store.LARGEST_HEADER, {"a": torch.zeros(1)})
