@@ -18,6 +18,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 ORGANISMS := benchmarks/organisms
 
+# Compiling every installed file takes half the installation. What is imported is compiled when it is, and kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:
 
@@ -46,15 +49,15 @@ $(BIN)/python:
 # Without its dependencies, which come with the rest: so the extra index is asked for this one package only.
 $(VENV)/.torch: | $(BIN)/python
 	@echo "installing $(TORCH)"
-	@$(PIP) install --no-deps $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(PIP) install --no-compile --no-deps $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	@echo "installing neuron-guard"
-	@$(PIP) install -e .
+	@$(PIP) install --no-compile -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what the tests need"
-	@$(PIP) install -e ".[dev]"
+	@$(PIP) install --no-compile -e ".[dev]"
 	@touch $@
