@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from calibration.display import probability
 from calibration.summary import NEURONS_SHOWN, edit_kinds, result, summary
 from guard.spec import LayerEdit
 from tests.calibration.example_spec import REFUTATIONS, example_spec
@@ -36,10 +37,11 @@ def test_the_table_says_off_and_on_with_intervals_for_every_rate_and_quality() -
 
 
 def test_an_effective_verdict_says_how_sure_it_is() -> None:
-    text = shown(result(example_spec())[1])
+    spec = example_spec()
+    text = shown(result(spec)[1])
     assert "effective" in text
     assert "refuted" not in text
-    assert "p = 3.2 × 10⁻⁹" in text
+    assert f"p {probability(spec.evidence.verdict.p_value)}" in text
 
 
 def test_a_refuted_verdict_gives_each_reason_and_what_that_means() -> None:
