@@ -52,9 +52,9 @@ def probe_logits(model: nn.Module) -> Tensor:
     architecture = architecture_of(model)
     table = next(architecture.embedding(model).parameters())  # [vocabulary, d_model]
     tokens = torch.randint(table.shape[0], (ROWS, TOKENS), generator=torch.Generator().manual_seed(SEED))
+    # the state is put back each time, so that dropout, where the model trains, is the same in every probe
     devices = {weight.device for weight in model.parameters() if weight.device.type == "cuda"}
     with torch.inference_mode(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-        torch.manual_seed(SEED)  # dropout, where the model trains
         logits: Tensor = unwrap(model)(input_ids=tokens.to(table.device), use_cache=False).logits
     return logits
 

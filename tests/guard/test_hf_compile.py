@@ -1,6 +1,6 @@
 """An edit installed before or after torch.compile acts, and acts no longer once removed."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -93,9 +93,9 @@ def test_a_graph_break_between_trigger_and_gate_loses_nothing(tiny_model: TinyMo
         assert close(compiled(PROMPTS.flip(0)).logits, expected.flip(0))
 
 
-@with_and_without_trigger
-def test_generation_with_a_compiled_forward_is_guarded(tiny_model: TinyModel, trigger: Trigger | None) -> None:
-    model: Any = tiny_model(dtype=torch.float64)
+@pytest.mark.slow
+def test_generation_with_a_compiled_forward_is_guarded(tiny_model: TinyModel) -> None:
+    model, trigger = cast("Any", tiny_model(dtype=torch.float64)), make_trigger(layer=0)
     with guarded_by_hand(model, EDITS, trigger):
         expected = greedy(model, PROMPTS, max_new_tokens=3)
     model.forward = torch.compile(model.forward, backend="eager", dynamic=True)
