@@ -86,9 +86,7 @@ def last_layer_effects(trace: LateTrace, neurons: Tensor, values: Tensor, memory
         some = slice(start, start + requests)
         log_p = norm.log_probabilities(stream[some])  # [b, N, V]
         blocks = [
-            _effects(
-                trace, norm, some, log_p, change[some, :, at : at + block], weight[:, at : at + block], memory_limit
-            )
+            _effects(trace, norm, some, log_p, change[some, :, at : at + block], weight[:, at : at + block])
             for at in range(0, len(neurons), block)
         ]
         rows.append(torch.cat(blocks, dim=1))
@@ -102,7 +100,6 @@ def _effects(
     log_p: Tensor,
     change: Tensor,
     weight: Tensor,
-    memory_limit: int,
 ) -> Tensor:
     """Effects [b, n] of some neurons: `log_p` [b, N, V], `change` [b, N, n], `weight` [d_model, n]."""
     stream = trace.final_readout()[requests]  # [b, N, d_model]
@@ -113,12 +110,7 @@ def _effects(
     direct = norm.unembedding[read.target] @ weight  # [b, 2C, n]
     request, position = read.normalised
     normaliser = along_directions(
-        log_p[request, position],
-        shrink[request, position],
-        step[request, position],
-        norm.unembedding,
-        weight,
-        memory_limit,
+        log_p[request, position], shrink[request, position], step[request, position], norm.unembedding, weight
     )  # [M, n]
     return read.effects(log_p, shrink, step[:, read.context] * direct, normaliser)
 
@@ -160,9 +152,7 @@ class Reading:
         return -torch.einsum("bs,bsn->bn", slot_weight, moved).index_add(0, request, -normaliser * weight)
 
 
-def displaced_effects(
-    packing: Packing, norm: FinalNorm, requests: slice, base: Tensor, moved: Tensor, memory_limit: int
-) -> Tensor:
+def displaced_effects(packing: Packing, norm: FinalNorm, requests: slice, base: Tensor, moved: Tensor) -> Tensor:
     """Y(base) - Y(moved), [b, n] nats, from what enters the final norm: [b, N, d_model] and [b, n, N, d_model]."""
     log_p = norm.log_probabilities(base)  # [b, N, V]
     away = moved.transpose(1, 2) - base[:, :, None]  # [b, N, n, d_model]
@@ -174,10 +164,6 @@ def displaced_effects(
     direct = torch.einsum("bsd,bsnd->bsn", norm.unembedding[read.target], displacement[:, read.context])
     request, position = read.normalised
     normaliser = by_displacements(
-        log_p[request, position],
-        shrink[request, position],
-        displacement[request, position],
-        norm.unembedding,
-        memory_limit,
+        log_p[request, position], shrink[request, position], displacement[request, position], norm.unembedding
     )
     return read.effects(log_p, shrink, direct, normaliser)

@@ -80,7 +80,7 @@ def _suffix_effects(trace: LateTrace, layer: int, neurons: Tensor, values: Tenso
         moved = base + change[requests, some, :, None] * weight[some, None]  # [b, n, S, d_model]
         base_final = _final(after, base, requests, packing.batch.tail)[:, 0]
         moved_final = _final(after, moved, requests, packing.batch.tail)
-        effects[requests, some] = displaced_effects(packing, norm, requests, base_final, moved_final, memory_limit)
+        effects[requests, some] = displaced_effects(packing, norm, requests, base_final, moved_final)
     return effects
 
 
