@@ -124,6 +124,9 @@ def calibrate(
         float, typer.Option(min=0, max=1, help="Highest rise of the benign refusal rate.")
     ] = 0.01,
     max_neurons: Annotated[int, typer.Option(min=1, help="Largest number of neurons edited.")] = 64,
+    show_text: Annotated[
+        bool, typer.Option("--show-text", help="Show prompts and answers in the report; they are redacted otherwise.")
+    ] = False,
 ) -> None:
     """Find a gate on MODEL, write it with its evidence, and say whether it works.
 
@@ -152,6 +155,7 @@ def calibrate(
         budget_kl=budget_kl,
         budget_refusal=budget_refusal,
         max_neurons=max_neurons,
+        show_text=show_text,
     )
     console = Console()
     try:

@@ -46,4 +46,5 @@ def load_model(
         reason = f"cannot load {name!r} as a path or hub name of a causal language model: {first_line}"
         raise ModelLoadError(reason) from error
     nn.Module.to(model, place)
-    return model.eval(), tokenizer
+    model.train(False)
+    return model, tokenizer

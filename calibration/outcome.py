@@ -41,6 +41,17 @@ def outcome(logits: Tensor, batch: Batch) -> Tensor:
     return compliance - refusal
 
 
+def log_odds(logits: Tensor, batch: Batch) -> Tensor:
+    """log p(compliance) - log p(refusal) of the whole continuations, [B], nats: below 0 the refusal is the likelier
+    one.
+
+    Y averages over tokens, so that long and short answers weigh alike; what the model will say is decided by the sum.
+    """
+    mean = continuation_log_probability(logits, batch)
+    compliance, refusal = (mean * batch.continuation_mask.sum(dim=1)).chunk(2)
+    return compliance - refusal
+
+
 def full_sequence_kl(reference: Tensor, guarded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """KL(reference || guarded) over continuations: mean over all tokens, and at the first token; each [N], nats.
 

@@ -1,0 +1,59 @@
+"""Finished stages of a calibration, so that one that was interrupted goes on where it was.
+
+Each stage's result is a pydantic model, written to one JSON file in a folder beside the output, whole or not at all.
+The folder is bound to the run by a key over everything that decides its results (model, data, options, versions):
+under another key nothing is taken over. It holds token ids of the model's answers, so it is readable by its owner
+alone, and it is removed once the spec is written.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Result = TypeVar("Result", bound=BaseModel)
+
+
+class Checkpoint:
+    """The stages of one run, kept in `folder`; with another `key` than the folder's the folder is emptied first."""
+
+    def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
+        self.folder = folder
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+        recorded = folder / "key"
+        if folder.exists() and (not recorded.exists() or recorded.read_text() != digest):
+            shutil.rmtree(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not recorded.exists():
+            _write(recorded, digest)
+
+    def stage(self, name: str, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        """The stage's kept result, or `compute()`'s, kept. A result that no longer validates is computed again."""
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            try:
+                return kind.model_validate_json(path.read_text())
+            except ValidationError:
+                path.unlink()
+        result = compute()
+        _write(path, result.model_dump_json())
+        return result
+
+    def discard(self) -> None:
+        """Remove the folder: the run is complete."""
+        shutil.rmtree(self.folder)
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(temporary).replace(path)

@@ -1,0 +1,169 @@
+"""The search and the verdict on material that is ready: what `pipeline.py` writes down and what the benchmarks repeat.
+
+Every stage goes through `keep(name, kind, compute)`, which may have its result already, and reports to `progress`.
+Neither is needed: a benchmark runs in memory and in silence.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from calibration.behaviour import refusal_openings
+from calibration.bounds import Budget, build_edits
+from calibration.evidence import Mediation, mediation_evidence, neuron_evidence, set_sizes
+from calibration.gate import ALPHA, Gate, Late, TriggerMode, find_gate, find_trigger, prepare
+from calibration.material import Material
+from calibration.selection import SelectionSettings
+from calibration.verdict import RANDOM_GATES, Examination, Examined, examine, matched_gates
+from guard.spec import LayerEdit, NeuronEvidence, SetSize, Trigger
+
+SATISFIED = 0.1
+
+Result = TypeVar("Result", bound=BaseModel)
+
+
+class Keep(Protocol):
+    """Gives a stage's result: kept from an earlier run, or computed now."""
+
+    def __call__(self, name: str, kind: type[Result], compute: Callable[[], Result], /) -> Result:
+        """The result of stage `name`."""
+
+
+def compute_anew(_: str, __: type[Result], compute: Callable[[], Result]) -> Result:
+    """Keeps nothing: every stage is computed."""
+    return compute()
+
+
+Advance = Callable[[int], None]
+StageBars = Callable[[str, int | None], AbstractContextManager[Advance]]
+
+
+def silent(_: str, __: int | None) -> AbstractContextManager[Advance]:
+    """Progress that nobody watches."""
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a calibration searches and judges."""
+
+    trigger: TriggerMode = "auto"
+    budget: Budget = field(default_factory=lambda: Budget(kl=0.01, refusal=0.01))
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    seed: int = 0
+    trials: int = 24
+    batch_size: int = 32
+    max_new_tokens: int = 32
+
+
+class NeuronFindings(BaseModel):
+    """What the gate's neurons carry, one by one and together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neurons: tuple[NeuronEvidence, ...]
+    set_sizes: tuple[SetSize, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a calibration found out."""
+
+    mediation: Mediation
+    gate: Gate
+    neurons: NeuronFindings
+    examined: Examined
+
+
+def best_gate(model: nn.Module, late: Late, settings: Settings) -> Gate:
+    """The gate that `settings.trigger` asks for.
+
+    `auto` keeps an unconditional gate that leaves next to no lean to compliance within the budget, since what needs no
+    trigger cannot be lost with it; otherwise it takes the gate with the lower objective.
+    """
+
+    def found(trigger: Trigger | None) -> Gate:
+        return find_gate(late, trigger, settings.budget, settings.selection, seed=settings.seed, trials=settings.trials)
+
+    def conditional() -> Gate:
+        return found(find_trigger(model, late, alpha=ALPHA).trigger)
+
+    if settings.trigger == "always":
+        return conditional()
+    gate = found(None)
+    measured = gate.searched.measured if gate.searched else None
+    if settings.trigger == "never" or (measured and measured.within(settings.budget) and measured.harm < SATISFIED):
+        return gate
+    return min((gate, conditional()), key=lambda either: either.objective(settings.budget))
+
+
+def _random_edits(gate: Gate, late: Late, seed: int) -> list[tuple[LayerEdit, ...]]:
+    """Matched random gates, held by the same bounds as the gate found."""
+    if gate.searched is None:
+        return []
+    gates = matched_gates(gate.members, dict(late.activations.harmful_size), count=RANDOM_GATES, seed=seed)
+    return [build_edits(members, late.activations, gate.searched.bounds) for members in gates]
+
+
+def find(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    settings: Settings,
+    *,
+    keep: Keep = compute_anew,
+    progress: StageBars = silent,
+) -> Findings:
+    """Measure mediation, find the gate and its bounds, measure its neurons, and pass the verdict on held-out requests."""
+
+    def mediated() -> Mediation:
+        pairs = sum(batch.size for batch in material.calibration.harmful)
+        with progress("effects by layer and module", pairs) as advance:
+            return mediation_evidence(model, material.calibration, seed=settings.seed, progress=advance)
+
+    mediation = keep("mediation", Mediation, mediated)
+    with progress("late layers", None):
+        late = prepare(model, material.calibration, material.validation)
+
+    def searched() -> Gate:
+        with progress("neurons and bounds", None):
+            return best_gate(model, late, settings)
+
+    gate = keep("gate", Gate, searched)
+
+    def measured() -> NeuronFindings:
+        with progress("effects by neuron", len(gate.members)) as advance:
+            neurons = neuron_evidence(gate, late, seed=settings.seed, progress=advance)
+            return NeuronFindings(neurons=neurons, set_sizes=set_sizes(gate, late))
+
+    neurons = keep("neurons", NeuronFindings, measured)
+
+    def judged() -> Examined:
+        exam = Examination(
+            model=model,
+            tokenizer=tokenizer,
+            harmful=material.held_out_harmful,
+            benign=material.held_out_benign,
+            benign_batches=material.held_out.benign,
+            refusals=refusal_openings(material.refusals),
+            budget=settings.budget,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+        )
+        edits = gate.searched.edits if gate.searched else ()
+        with progress("held-out test against random gates", RANDOM_GATES) as advance:
+            return examine(
+                exam,
+                edits,
+                gate.trigger,
+                _random_edits(gate, late, settings.seed),
+                seed=settings.seed,
+                progress=advance,
+            )
+
+    return Findings(mediation, gate, neurons, keep("examined", Examined, judged))

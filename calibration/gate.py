@@ -1,0 +1,126 @@
+"""Find a gate: its neurons, its bounds, and whether a trigger confines it.
+
+Both kinds are found on the same material and compared on the same validation requests: an unconditional gate, whose
+neurons must act on harmful requests beyond benign ones, and a conditional one, which leaves specificity to its trigger
+and may use neurons that carry compliance as such. `auto` takes the one with the lower objective under the budget.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from calibration.bounds import Activations, Budget, Searched, search_bounds
+from calibration.readout import FittedTrigger, TokenStates, entering_states, fit_trigger
+from calibration.selection import Member, SelectionSettings, grow_gate
+from calibration.sequences import Batch
+from calibration.stage import Kept, keep, late_layers, summarise
+from guard.spec import Trigger
+
+TriggerMode = Literal["auto", "always", "never"]
+ALPHA = 0.01
+CONDITIONAL_TOLERANCE = 0.02
+SEARCHED = 96
+
+
+@dataclass(frozen=True)
+class SplitBatches:
+    """One split: harmful requests x*, their references x, and benign requests with the model's own continuations."""
+
+    harmful: tuple[Batch, ...]
+    reference: tuple[Batch, ...]
+    benign: tuple[Batch, ...]
+
+
+class Gate(BaseModel):
+    """What was found: members in the order taken (none if nothing was), their bounds, the trigger if it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    members: tuple[Member, ...] = ()
+    searched: Searched | None = None
+    trigger: Trigger | None = None
+
+    def objective(self, budget: Budget) -> float:
+        """The validation objective of its bounds, infinite for an empty gate."""
+        return self.searched.measured.objective(budget) if self.searched else float("inf")
+
+
+@dataclass(frozen=True)
+class Late:
+    """The late layers of both splits that a search uses, and the activations of the calibration split."""
+
+    layers: tuple[int, ...]
+    calibration: dict[str, Kept]
+    validation: dict[str, Kept]
+    activations: Activations
+
+
+def prepare(model: nn.Module, calibration: SplitBatches, validation: SplitBatches) -> Late:
+    """Run everything once up to the first late layer and summarise the late activations."""
+    layers = late_layers(model)
+
+    def kept(split: SplitBatches) -> dict[str, Kept]:
+        kinds = {"harmful": split.harmful, "reference": split.reference, "benign": split.benign}
+        return {kind: keep(model, batches, layers[0]) for kind, batches in kinds.items()}
+
+    calibrated, validated = kept(calibration), kept(validation)
+    activations = summarise(calibrated["harmful"], calibrated["reference"], calibrated["benign"], layers)
+    return Late(layers, calibrated, validated, activations)
+
+
+def replacement_values(activations: Activations, conditional: bool) -> list[Mapping[int, Tensor]]:
+    """The values that selection moves neurons to, each tried: zero, and a mean.
+
+    The mean is that on benign requests for an edit of every token, and that on reference requests where a trigger
+    confines the edit to harmful ones, for it is what the neurons would have said had the model refused.
+    """
+    zero = {layer: torch.zeros_like(mean) for layer, mean in activations.benign_mean.items()}
+    return [zero, activations.reference_mean if conditional else activations.benign_mean]
+
+
+def find_gate(
+    late: Late, trigger: Trigger | None, budget: Budget, settings: SelectionSettings, *, seed: int, trials: int
+) -> Gate:
+    """The best gate under `trigger` (None: unconditional) over the replacement values; bounds searched on validation.
+
+    Where no bounds keep the budget the gate is halved, last taken first, until some do or one neuron is left.
+    """
+    if trigger is not None:
+        settings = replace(settings, benign_weight=0.0, tolerance=CONDITIONAL_TOLERANCE)
+    harmful, benign = (late.calibration[kind].where(trigger, limit=SEARCHED) for kind in ("harmful", "benign"))
+    validation_harmful, validation_benign = (late.validation[kind].where(trigger) for kind in ("harmful", "benign"))
+    best = Gate(trigger=trigger)
+    for values in replacement_values(late.activations, trigger is not None):
+        members = tuple(grow_gate(harmful, benign, values, settings))
+        while members:
+            searched = search_bounds(
+                members, late.activations, validation_harmful, validation_benign, budget, seed=seed, trials=trials
+            )
+            found = Gate(members=members, searched=searched, trigger=trigger)
+            if found.objective(budget) < best.objective(budget):
+                best = found
+            if searched.measured.within(budget) or len(members) == 1:
+                break
+            members = members[: len(members) // 2]
+    return best
+
+
+def find_trigger(model: nn.Module, late: Late, *, alpha: float) -> FittedTrigger:
+    """Fit a trigger before the late layers: direction on the calibration split, threshold on the validation split."""
+    layers = range(1, late.layers[0] + 1)
+
+    def states(split: dict[str, Kept], kind: str) -> dict[int, TokenStates]:
+        return entering_states(model, split[kind].batches, layers, compliance_only=kind == "benign")
+
+    calibration, validation = late.calibration, late.validation
+    return fit_trigger(
+        states(calibration, "harmful"),
+        states(calibration, "benign"),
+        states(validation, "harmful"),
+        states(validation, "benign"),
+        alpha=alpha,
+    )

@@ -1,0 +1,182 @@
+"""One command's work: prompts and a model in, an edit spec with its evidence out.
+
+Everything that can be wrong with the prompts is found before the model is loaded. Finished stages are kept beside the
+output and taken up again after an interruption; the spec is written last and whole.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from calibration.bounds import Budget
+from calibration.checkpoint import Checkpoint
+from calibration.findings import Advance, Findings, Settings, StageBars, find
+from calibration.material import Answers, Encoder, Sources, pair_up, prepare_material
+from calibration.models import load_model
+from calibration.options import CalibrationOptions
+from calibration.prompts import load_jailbreaks, load_requests, require_disjoint
+from calibration.report import AnswerPair, write_report
+from calibration.selection import SelectionSettings
+from calibration.verdict import Output
+from guard.fingerprint import fingerprint
+from guard.spec import EditSpec, Evidence, Provenance
+
+PACKAGES = ("neuron-guard", "torch", "transformers", "optuna", "scikit-learn")
+
+
+def calibrate(options: CalibrationOptions) -> EditSpec:
+    """Calibrate as `options` say, write the spec (and the report), and return the spec."""
+    sources, digests = read_sources(options)
+    with shown_progress() as bars:
+        with bars("model", None):
+            model, tokenizer = load_model(options.model, device=options.device, dtype=options.dtype)
+            weights = _weights_digest(model)
+        checkpoint = Checkpoint(_work_folder(options.output), _key(options, digests, weights))
+
+        def kept(name: str, compute: Callable[[], Answers]) -> Answers:
+            def answered() -> Answers:
+                with bars(f"the model's own answers, {name}", None):
+                    return compute()
+
+            return checkpoint.stage(f"answers-{name}", Answers, answered)
+
+        encoder = Encoder(model, tokenizer, options.template, options.batch_size, options.max_new_tokens)
+        material = prepare_material(sources, encoder, kept)
+        settings = settings_of(options)
+        findings = find(model, tokenizer, material, settings, keep=checkpoint.stage, progress=bars)
+        with bars("spec", None):
+            spec = build_spec(model, tokenizer, sources, findings, options, digests)
+            spec.save(options.output)
+            if options.report is not None:
+                pairs = answer_pairs(sources, findings)
+                write_report(options.report, spec, pairs, model_name=options.model, show_text=options.show_text)
+    checkpoint.discard()
+    return spec
+
+
+def read_sources(options: CalibrationOptions) -> tuple[Sources, dict[str, str]]:
+    """Read and check every prompt file, pair up and split; and the digest of each file's requests by role."""
+    harmful, benign = load_requests(options.harmful), load_requests(options.benign)
+    require_disjoint(harmful, benign)
+    jailbreaks = load_jailbreaks(options.jailbreak) if options.jailbreak else None
+    digests = {"harmful": harmful.digest, "benign": benign.digest}
+    if jailbreaks is not None:
+        digests["jailbreak"] = jailbreaks.digest
+    sources = pair_up(
+        harmful.requests, benign.requests, jailbreaks, seed=options.seed, max_requests=options.max_requests
+    )
+    return sources, digests
+
+
+def settings_of(options: CalibrationOptions) -> Settings:
+    """The search's settings among the options."""
+    return Settings(
+        trigger=options.trigger,
+        budget=Budget(kl=options.budget_kl, refusal=options.budget_refusal),
+        selection=SelectionSettings(max_neurons=options.max_neurons),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
+def build_spec(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    findings: Findings,
+    options: CalibrationOptions,
+    digests: dict[str, str],
+) -> EditSpec:
+    """The spec that the findings make, bound to the model by the fingerprint of its guarded layers."""
+    gate, mediation, examined = findings.gate, findings.mediation, findings.examined
+    edits = gate.searched.edits if gate.searched else ()
+    return EditSpec(
+        schema_version=1,
+        model=fingerprint(model, [edit.layer for edit in edits], tokenizer),
+        layers=edits,
+        trigger=gate.trigger if edits else None,
+        provenance=Provenance(
+            versions=_versions(),
+            seed=options.seed,
+            data=digests,
+            arguments={name: str(value) for name, value in options.model_dump().items() if value is not None},
+        ),
+        evidence=Evidence(
+            contrasts=(sources.contrast,),
+            outcome_harmful=mediation.outcome_harmful,
+            outcome_reference=mediation.outcome_reference,
+            total_effect=mediation.total_effect,
+            mediators=mediation.mediators,
+            neurons=findings.neurons.neurons,
+            set_sizes=findings.neurons.set_sizes,
+            trials=gate.searched.trials if gate.searched else (),
+            held_out=examined.held_out,
+            verdict=examined.verdict,
+        ),
+    )
+
+
+def answer_pairs(sources: Sources, findings: Findings) -> list[AnswerPair]:
+    """The first held-out answers, off and on, as the report shows them."""
+
+    def pair(kind: Literal["harmful", "benign"], prompt: str, both: tuple[Output, Output]) -> AnswerPair:
+        off, on = both
+        return AnswerPair(
+            kind=kind, prompt=prompt, off=off.text, on=on.text, off_class=off.behaviour, on_class=on.behaviour
+        )
+
+    examined = findings.examined
+    harmful = zip(sources.pairs.held_out, examined.harmful_samples, strict=False)
+    benign = zip(sources.benign.held_out, examined.benign_samples, strict=False)
+    return [pair("harmful", request.harmful.prompt, both) for request, both in harmful] + [
+        pair("benign", request.prompt, both) for request, both in benign
+    ]
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def _weights_digest(model: nn.Module) -> str:
+    """A quick fingerprint of all weights, so that a checkpoint folder is never taken up for another model."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
+        digest.update(name.encode() + bytes(str(tuple(parameter.shape)), "ascii") + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _key(options: CalibrationOptions, digests: dict[str, str], weights: str) -> dict[str, str]:
+    decisive = options.model_dump(exclude={"output", "report", "show_text", "harmful", "benign", "jailbreak"})
+    return {**{name: str(value) for name, value in decisive.items()}, **digests, **_versions(), "weights": weights}
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(output.name + ".work")
+
+
+@contextmanager
+def shown_progress() -> Iterator[StageBars]:
+    """Progress bars on stderr, one a stage, pulsing where the total is not known."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        @contextmanager
+        def stage(title: str, total: int | None) -> Iterator[Advance]:
+            task = progress.add_task(title, total=total)
+            try:
+                yield lambda step: progress.advance(task, step)
+            finally:
+                progress.remove_task(task)
+
+        yield stage

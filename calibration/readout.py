@@ -1,0 +1,179 @@
+"""Fit the trigger: a linear read-out of an early residual stream that tells harmful requests, token by token.
+
+A gate in late layers is often a gate of compliance as such; a trigger confines its edit to requests that the model
+itself represents as harmful. The direction is a logistic regression of tokens of harmful requests against all tokens
+of benign ones: the last prompt token, at which the answer is decided, and as many response tokens as still read out
+well. Its threshold is a split-conformal quantile of each benign request's *highest* score, so the guarantee is per
+request, not per token: for benign requests exchangeable with the calibration ones, P(any token triggers) <= alpha
+(Vovk et al. 2005; Angelopoulos and Bates 2023). It trades power for that: one odd benign token anywhere costs
+threshold everywhere.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from calibration.sequences import Batch
+from guard.architectures import architecture_of
+from guard.errors import NeuronGuardError
+from guard.spec import Trigger
+
+Floats = NDArray[np.float32]
+REACHES = (0, 1, 3)
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """Residual streams of some rows entering one layer.
+
+    `states` [N, T, d_model]; `mask` bool [N, T], the real tokens; `decisive` int64 [N], the column of each row's last
+    prompt token.
+    """
+
+    states: Tensor
+    mask: Tensor
+    decisive: Tensor
+
+    def from_decisive(self, reach: int) -> Tensor:
+        """Bool [N, T]: the last prompt token and up to `reach` response tokens after it."""
+        distance = torch.arange(self.mask.shape[1])[None] - self.decisive[:, None]  # [N, T]
+        return self.mask & (distance >= 0) & (distance <= reach)
+
+    def scores(self, direction: Tensor) -> Tensor:
+        """Score of each token, [N, T], -inf on padding."""
+        return (self.states.float() @ direction).masked_fill(~self.mask, -math.inf)
+
+    def highest(self, direction: Tensor) -> Tensor:
+        """Each row's highest score, [N]."""
+        return self.scores(direction).amax(dim=1)
+
+
+@torch.inference_mode()
+def entering_states(
+    model: nn.Module, batches: Sequence[Batch], layers: Sequence[int], *, compliance_only: bool = False
+) -> dict[int, TokenStates]:
+    """Residual streams that enter `layers`, for all rows of `batches` or those that carry the compliance continuation."""
+    decoder_layers = architecture_of(model).decoder_layers(model)
+    collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    masks, decisive = [], []
+    for batch in batches:
+        rows, padding = batch.size if compliance_only else 2 * batch.size, width - batch.input_ids.shape[1]
+        masks.append(nn.functional.pad(batch.attention_mask[:rows].bool(), (0, padding)).cpu())
+        decisive.append(torch.full((rows,), batch.prompt_width - 1))
+
+        def keep(layer: int, rows: int = rows, padding: int = padding) -> Callable[..., None]:
+            def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+                entering: Tensor = positional[0] if positional else named["hidden_states"]
+                collected[layer].append(nn.functional.pad(entering[:rows], (0, 0, 0, padding)).cpu())
+
+            return hook
+
+        handles = [decoder_layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True) for layer in layers]
+        try:
+            model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+    mask, columns = torch.cat(masks), torch.cat(decisive)
+    return {layer: TokenStates(torch.cat(states), mask, columns) for layer, states in collected.items()}
+
+
+def fit_direction(harmful: Floats, benign: Floats) -> Tensor:
+    """The logistic direction [d_model], float32, between token states [tokens, d_model]; standardisation is folded in
+    and the intercept left to the threshold.
+    """
+    features = np.concatenate([harmful, benign])
+    scaler = StandardScaler().fit(features)
+    labels = np.concatenate([np.ones(len(harmful)), np.zeros(len(benign))])
+    model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=200, solver="newton-cholesky")
+    model.fit(scaler.transform(features).astype(np.float64), labels)
+    return torch.from_numpy((model.coef_[0] / np.where(scaler.scale_ > 0, scaler.scale_, 1.0)).astype(np.float32))
+
+
+def conformal_threshold(highest: Tensor, alpha: float) -> tuple[float, float]:
+    """Threshold on a request's highest score, and the rate that it guarantees, from `highest` [n] of benign requests.
+
+    The ceil((n + 1)(1 - alpha))-th smallest; with fewer than 1/alpha - 1 requests the largest, which guarantees 1/(n +
+    1).
+    """
+    n = highest.numel()
+    rank = min(n, math.ceil((n + 1) * (1 - alpha)))
+    return float(highest.sort().values[rank - 1]), max(alpha, 1 / (n + 1))
+
+
+def activity(harmful: TokenStates, direction: Tensor, threshold: float, reach: int) -> float:
+    """Share of the harmful rows' tokens within `reach` on which the trigger is active."""
+    meant = harmful.from_decisive(reach)
+    return float(((harmful.scores(direction) > threshold) & meant).sum() / meant.sum())
+
+
+@dataclass(frozen=True)
+class FittedTrigger:
+    """A trigger, and the shares of fresh harmful requests on which it is active: at the last prompt token, and over
+    the first response tokens too.
+    """
+
+    trigger: Trigger
+    at_decision: float
+    over_response: float
+
+
+def fit_trigger(
+    harmful: Mapping[int, TokenStates],
+    benign: Mapping[int, TokenStates],
+    fresh_harmful: Mapping[int, TokenStates],
+    fresh_benign: Mapping[int, TokenStates],
+    *,
+    alpha: float,
+) -> FittedTrigger:
+    """The trigger that is active on most fresh harmful requests at its conformal threshold, over layers and reaches.
+
+    Directions are fitted on `harmful` and `benign`, and layer and reach are chosen without `fresh_benign`, on which
+    alone the threshold is then set: that is what the guarantee needs. Raises NeuronGuardError without any layer.
+    """
+    best: tuple[tuple[float, float], int, Tensor] | None = None
+    for layer, reach in product(sorted(harmful), REACHES):
+        meant = harmful[layer].from_decisive(reach)
+        direction = fit_direction(
+            harmful[layer].states[meant].float().numpy(), benign[layer].states[benign[layer].mask].float().numpy()
+        )
+        threshold, _ = conformal_threshold(benign[layer].highest(direction), alpha)
+        quality = (
+            round(activity(fresh_harmful[layer], direction, threshold, 0), 2),
+            activity(fresh_harmful[layer], direction, threshold, max(REACHES)),
+        )
+        if best is None or quality > best[0]:
+            best = (quality, layer, direction)
+    if best is None:
+        raise NeuronGuardError("a trigger needs a layer before the first guarded one, and there is none.")
+    _, layer, direction = best
+    highest = fresh_benign[layer].highest(direction)
+    threshold, guaranteed = conformal_threshold(highest, alpha)
+    trigger = Trigger(
+        layer=layer,
+        threshold=float(np.float32(threshold)),
+        direction=tuple(direction.tolist()),
+        false_trigger_rate=guaranteed,
+        calibration_size=highest.numel(),
+    )
+    return FittedTrigger(
+        trigger,
+        activity(fresh_harmful[layer], direction, trigger.threshold, 0),
+        activity(fresh_harmful[layer], direction, trigger.threshold, max(REACHES)),
+    )

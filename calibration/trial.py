@@ -1,0 +1,54 @@
+"""Try edits on the late layers without installing them.
+
+Selection and the search for bounds try many gates on the same prompts. A trial changes the input of the down
+projections for as long as the `with` block lasts, by a function per layer, and gradients flow through it. It is for
+calibration only: eager models, one thread. What serves is `guard.install`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guard.architectures import architecture_of
+from guard.ops import edit_neurons
+from guard.spec import LayerEdit
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def transformed(model: nn.Module, transforms: Mapping[int, Transform]) -> Iterator[None]:
+    """Within the block, layer i's neurons `[..., d_ff]` pass through `transforms[i]` before its down projection."""
+    architecture = architecture_of(model)
+    layers = architecture.decoder_layers(model)
+
+    def hook(transform: Transform) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
+        return lambda _, arguments: (transform(arguments[0]),)
+
+    handles = [
+        architecture.down_projection(layers[index]).register_forward_pre_hook(hook(transform))
+        for index, transform in transforms.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def edit_transforms(
+    edits: Sequence[LayerEdit], device: torch.device, active: Tensor | None = None
+) -> dict[int, Transform]:
+    """The transforms that apply `edits` where `active` (bool [rows, T], all tokens if None)."""
+
+    def transform(edit: LayerEdit) -> Transform:
+        neurons = torch.tensor(edit.neurons, dtype=torch.int32, device=device)  # [k]
+        scale, lower, upper = (
+            torch.tensor(values, dtype=torch.float32, device=device) for values in (edit.scale, edit.lower, edit.upper)
+        )
+        return lambda h: edit_neurons(h, neurons, scale, lower, upper, active)
+
+    return {edit.layer: transform(edit) for edit in edits}
