@@ -107,7 +107,7 @@ def organism_subject(requests: int = 64) -> Subject:
     )
 
 
-def random_subject(seed: int, requests: int = 4) -> Subject:
+def random_subject(seed: int, requests: int = 2) -> Subject:
     """A Llama of 24 layers with random weights, in float32, on prompts of about 100 random tokens."""
     generator = torch.Generator().manual_seed(seed)
     configuration = LlamaConfig(
@@ -196,9 +196,9 @@ def table_of(report: Report) -> Table:
     """The report as a table."""
     table = Table(
         title="Exact neuron effects against hook-by-hook patching",
-        caption=f"Float32, ablation to 0 of every neuron of a layer at the edited tokens; medians of {report.rounds} rounds in turns, on "
-        f"{report.threads} threads at load {report.load_average:.1f}. Hook-by-hook seconds are extrapolated to all "
-        f"neurons from a sample; the error is the largest on that sample.",
+        caption=f"Float32; every neuron of a layer ablated to 0 at the edited tokens. Medians of {report.rounds} rounds in "
+        f"turns, on {report.threads} threads at load {report.load_average:.1f}. Hook-by-hook seconds are extrapolated to "
+        f"all neurons from a sample; the error is the largest on that sample.",
     )
     for heading in (
         "model",
