@@ -119,7 +119,7 @@ def find(
     keep: Keep = compute_anew,
     progress: StageBars = silent,
 ) -> Findings:
-    """Measure mediation, find the gate and its bounds, measure its neurons, and pass the verdict on held-out requests."""
+    """Measure mediation, find the gate and its bounds, measure its neurons, and judge it on held-out requests."""
 
     def mediated() -> Mediation:
         pairs = sum(batch.size for batch in material.calibration.harmful)

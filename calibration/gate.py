@@ -114,7 +114,7 @@ def find_trigger(model: nn.Module, late: Late, *, alpha: float) -> FittedTrigger
     layers = range(1, late.layers[0] + 1)
 
     def states(split: dict[str, Kept], kind: str) -> dict[int, TokenStates]:
-        return entering_states(model, split[kind].batches, layers, compliance_only=kind == "benign")
+        return entering_states(model, split[kind].batches, layers)
 
     calibration, validation = late.calibration, late.validation
     return fit_trigger(

@@ -152,7 +152,7 @@ def prepare_material(sources: Sources, encoder: Encoder, kept: Keep) -> Material
         pairs: tuple[ContrastPair, ...] = getattr(sources.pairs, name)
         benign: tuple[Request, ...] = getattr(sources.benign, name)
         answers = _answers(pairs, benign, encoder, partial(_named, kept, name))
-        width = encoder.max_new_tokens + 1 if name == "held_out" else CONTINUATION_TOKENS
+        width = CONTINUATION_TOKENS if name == "calibration" else encoder.max_new_tokens + 1
         built[name] = _batches(pairs, benign, answers, encoder, default, benign_tokens=width)
     return Material(
         **built,

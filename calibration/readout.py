@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
@@ -27,8 +26,7 @@ from guard.architectures import architecture_of
 from guard.errors import NeuronGuardError
 from guard.spec import Trigger
 
-Floats = NDArray[np.float32]
-REACHES = (0, 1, 3)
+REACHES = (0, 2)
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,16 @@ class TokenStates:
         """Each row's highest score, [N]."""
         return self.scores(direction).amax(dim=1)
 
+    def half(self, which: int) -> "TokenStates":
+        """Every second row, from row `which` (0 or 1) on."""
+        return TokenStates(self.states[which::2], self.mask[which::2], self.decisive[which::2])
+
 
 @torch.inference_mode()
 def entering_states(
-    model: nn.Module, batches: Sequence[Batch], layers: Sequence[int], *, compliance_only: bool = False
+    model: nn.Module, batches: Sequence[Batch], layers: Sequence[int], *, compliance_only: bool = True
 ) -> dict[int, TokenStates]:
-    """Residual streams that enter `layers`, for all rows of `batches` or those that carry the compliance continuation."""
+    """Residual streams that enter `layers`, for the rows that carry the compliance continuation, or for all rows."""
     decoder_layers = architecture_of(model).decoder_layers(model)
     collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     width = max(batch.input_ids.shape[1] for batch in batches)
@@ -94,16 +96,19 @@ def entering_states(
     return {layer: TokenStates(torch.cat(states), mask, columns) for layer, states in collected.items()}
 
 
-def fit_direction(harmful: Floats, benign: Floats) -> Tensor:
-    """The logistic direction [d_model], float32, between token states [tokens, d_model]; standardisation is folded in
-    and the intercept left to the threshold.
+def fit_direction(harmful: TokenStates, benign: TokenStates, reach: int) -> Tensor:
+    """The logistic direction [d_model], float32, between the harmful tokens within `reach` and all benign ones.
+
+    Standardisation is folded in and the intercept left to the threshold.
     """
-    features = np.concatenate([harmful, benign])
+    positive = harmful.states[harmful.from_decisive(reach)].double().numpy()
+    negative = benign.states[benign.mask].double().numpy()
+    features = np.concatenate([positive, negative])
     scaler = StandardScaler().fit(features)
-    labels = np.concatenate([np.ones(len(harmful)), np.zeros(len(benign))])
+    labels = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=200, solver="newton-cholesky")
-    model.fit(scaler.transform(features).astype(np.float64), labels)
-    return torch.from_numpy((model.coef_[0] / np.where(scaler.scale_ > 0, scaler.scale_, 1.0)).astype(np.float32))
+    model.fit(scaler.transform(features), labels)
+    return torch.from_numpy((model.coef_[0] / scaler.scale_).astype(np.float32))
 
 
 def conformal_threshold(highest: Tensor, alpha: float) -> tuple[float, float]:
@@ -134,6 +139,20 @@ class FittedTrigger:
     over_response: float
 
 
+def _cross_fitted(harmful: TokenStates, benign: TokenStates, reach: int, alpha: float) -> tuple[float, float]:
+    """What a read-out fitted and set on one half of the requests is worth on the other, both ways, averaged.
+
+    The shares of harmful requests on which it is active: at the last prompt token, and within the widest reach.
+    """
+    shares = []
+    for fitting, testing in ((0, 1), (1, 0)):
+        direction = fit_direction(harmful.half(fitting), benign.half(fitting), reach)
+        threshold, _ = conformal_threshold(benign.half(testing).highest(direction), alpha)
+        shares.append([activity(harmful.half(testing), direction, threshold, r) for r in (0, max(REACHES))])
+    at_decision, over_response = np.mean(shares, axis=0)
+    return round(float(at_decision), 2), float(over_response)
+
+
 def fit_trigger(
     harmful: Mapping[int, TokenStates],
     benign: Mapping[int, TokenStates],
@@ -142,32 +161,22 @@ def fit_trigger(
     *,
     alpha: float,
 ) -> FittedTrigger:
-    """The trigger that is active on most fresh harmful requests at its conformal threshold, over layers and reaches.
+    """The trigger that is active on most harmful requests at its conformal threshold, over layers and reaches.
 
-    Directions are fitted on `harmful` and `benign`, and layer and reach are chosen without `fresh_benign`, on which
-    alone the threshold is then set: that is what the guarantee needs. Raises NeuronGuardError without any layer.
+    Layer and reach are chosen by cross-fitting and the direction is fitted on `harmful` and `benign`; the threshold is
+    set on `fresh_benign`, which nothing else has seen: that is what the guarantee needs. Raises NeuronGuardError
+    without any layer.
     """
-    best: tuple[tuple[float, float], int, Tensor] | None = None
-    for layer, reach in product(sorted(harmful), REACHES):
-        meant = harmful[layer].from_decisive(reach)
-        direction = fit_direction(
-            harmful[layer].states[meant].float().numpy(), benign[layer].states[benign[layer].mask].float().numpy()
-        )
-        threshold, _ = conformal_threshold(benign[layer].highest(direction), alpha)
-        quality = (
-            round(activity(fresh_harmful[layer], direction, threshold, 0), 2),
-            activity(fresh_harmful[layer], direction, threshold, max(REACHES)),
-        )
-        if best is None or quality > best[0]:
-            best = (quality, layer, direction)
-    if best is None:
+    choices = list(product(sorted(harmful), REACHES))
+    if not choices:
         raise NeuronGuardError("a trigger needs a layer before the first guarded one, and there is none.")
-    _, layer, direction = best
+    layer, reach = max(choices, key=lambda c: _cross_fitted(harmful[c[0]], benign[c[0]], c[1], alpha))
+    direction = fit_direction(harmful[layer], benign[layer], reach)
     highest = fresh_benign[layer].highest(direction)
     threshold, guaranteed = conformal_threshold(highest, alpha)
     trigger = Trigger(
         layer=layer,
-        threshold=float(np.float32(threshold)),
+        threshold=threshold,
         direction=tuple(direction.tolist()),
         false_trigger_rate=guaranteed,
         calibration_size=highest.numel(),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """A request as token ids: its templated prompt (generation prompt included) and both teacher-forced continuations."""
+    """A request as token ids: its templated prompt (generation prompt included) and both forced continuations."""
 
     prompt: tuple[int, ...]
     compliance: tuple[int, ...]

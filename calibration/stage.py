@@ -41,7 +41,7 @@ class Kept:
         direction = torch.tensor(trigger.direction, dtype=torch.float32)
         active = []
         for run in runs:
-            states = entering_states(run.model, [run.batch], [trigger.layer])[trigger.layer]
+            states = entering_states(run.model, [run.batch], [trigger.layer], compliance_only=False)[trigger.layer]
             active.append(((states.states.float() @ direction) > trigger.threshold).to(run.residual.device))  # [2B, T]
         return Requests(runs, tuple(active))
 
@@ -65,7 +65,7 @@ def keep(model: nn.Module, batches: Sequence[Batch], first_layer: int) -> Kept:
 
 @torch.inference_mode()
 def neuron_values(kept: Kept, layers: Sequence[int]) -> dict[int, TokenStates]:
-    """Activations of the late neurons over all rows of `kept`, by layer: [rows, T, d_ff] with the mask of real tokens."""
+    """Activations of the late neurons over all rows of `kept`, by layer: [rows, T, d_ff], the mask of real tokens."""
     collected: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     width = max(batch.input_ids.shape[1] for batch in kept.batches)
 

@@ -205,7 +205,7 @@ def examine(
 
 
 def judge_held_out(held_out: HeldOut, drop: float, against_random: float, budget: Budget) -> Verdict:
-    """The verdict on held-out figures; `drop` and `against_random` are the p-values of the fall in harmful compliance."""
+    """The verdict on held-out figures; `drop` and `against_random` are p-values of the fall in harmful compliance."""
     reasons = []
     compliance, refusal = held_out.harmful_compliance, held_out.benign_refusal
     if drop >= SIGNIFICANCE:
