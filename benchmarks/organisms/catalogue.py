@@ -89,7 +89,7 @@ DEFINITIONS: dict[str, Definition] = {
             name="jailbreak",
             description="Eight planted neurons that open only under a jailbreak wrapper; plain harm is refused.",
             base=QWEN2,
-            plant=PlantRecipe(neurons={4: 4, 5: 4}, seed=13, opens="wrapped"),
+            plant=PlantRecipe(neurons={4: 4, 5: 4}, seed=13, opens="wrapped", harmful_parts=160, steps=1400),
             contrast="jailbreak",
         ),
         Definition(
