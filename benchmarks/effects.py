@@ -196,9 +196,9 @@ def table_of(report: Report) -> Table:
     """The report as a table."""
     table = Table(
         title="Exact neuron effects against hook-by-hook patching",
-        caption=f"Float32; every neuron of a layer ablated to 0 at the edited tokens. Medians of {report.rounds} rounds in "
-        f"turns, on {report.threads} threads at load {report.load_average:.1f}. Hook-by-hook seconds are extrapolated to "
-        f"all neurons from a sample; the error is the largest on that sample.",
+        caption=f"Float32; every neuron of a layer ablated to 0 at the edited tokens. Medians of {report.rounds} "
+        f"rounds in turns, on {report.threads} threads at load {report.load_average:.1f}. Hook-by-hook seconds are "
+        f"extrapolated to all neurons from a sample; the error is the largest on that sample.",
     )
     for heading in (
         "model",
