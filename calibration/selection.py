@@ -179,7 +179,7 @@ def _round_members(scores: Tensor, layers: Sequence[int], best: float, room: int
 def _borne_out(
     harmful: Requests, empty: Masks, members: list[Member], round_: list[Member], current: float
 ) -> tuple[list[Member], float]:
-    """The longest halving of the round that lowers Y jointly by a quarter or more of what its linear effects promise."""
+    """The longest halving of the round that lowers Y jointly by a quarter or more of what its effects promise."""
     while round_:
         after = float(joint_outcomes(harmful, empty.with_members(members + round_)).mean())
         if current - after >= 0.25 * sum(member.effect for member in round_):
