@@ -142,7 +142,7 @@ def grow_gate(
     moves benign ones.
     """
     layers = sorted(values)
-    empty = Masks(values)
+    empty = Masks({layer: values[layer] for layer in layers})
     members: list[Member] = []
     start = joint_outcomes(harmful, empty).mean()
     first_scores = _scores(harmful, benign, empty, settings)  # [layers, d_ff]
@@ -161,6 +161,8 @@ def grow_gate(
             break
         members, current = members + kept, torch.tensor(current_after)
     total = float(start - current)
+    for member in members:
+        first_scores[layers.index(member.layer), member.neuron] = 0.0  # a neuron carries one thing in a gate
     return members + _refusal_members(first_scores, layers, total, settings, len(members))
 
 
