@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import optuna
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from calibration.outcome import full_sequence_kl, log_odds, outcome
@@ -79,13 +79,13 @@ class Measured:
 
 
 class Bounds(BaseModel):
-    """How a gate's neurons are held: what `build_edits` needs besides the neurons."""
+    """How a gate's neurons are held: what `build_edits` needs besides the neurons. Refusal is never scaled down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     family: Family
-    strength: float
-    amplification: float
+    strength: float = Field(ge=0.0)
+    amplification: float = Field(ge=1.0)
 
 
 def build_edits(members: Sequence[Member], activations: Activations, bounds: Bounds) -> tuple[LayerEdit, ...]:
