@@ -27,7 +27,7 @@ class Checkpoint:
         self.folder = folder
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         recorded = folder / "key"
-        if folder.exists() and (not recorded.exists() or recorded.read_text() != digest):
+        if folder.exists() and (not recorded.exists() or recorded.read_bytes() != digest.encode()):
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not recorded.exists():
@@ -38,7 +38,7 @@ class Checkpoint:
         path = self.folder / f"{name}.json"
         if path.exists():
             try:
-                return kind.model_validate_json(path.read_text())
+                return kind.model_validate_json(path.read_bytes())
             except ValidationError:
                 path.unlink()
         result = compute()
@@ -52,8 +52,8 @@ class Checkpoint:
 
 def _write(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     Path(temporary).replace(path)
