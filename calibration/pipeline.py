@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
@@ -31,6 +32,7 @@ from guard.fingerprint import fingerprint
 from guard.spec import EditSpec, Evidence, Provenance
 
 PACKAGES = ("neuron-guard", "torch", "transformers", "optuna", "scikit-learn")
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def calibrate(options: CalibrationOptions) -> EditSpec:
@@ -148,11 +150,15 @@ def _versions() -> dict[str, str]:
 
 
 def _weights_digest(model: nn.Module) -> str:
-    """A quick fingerprint of all weights, so that a checkpoint folder is never taken up for another model."""
+    """A quick fingerprint of all weights, so that a checkpoint folder is never taken up for another model: of each
+    parameter the sum of its bits, which any one weight changes, and a sample, which their order changes.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu()
-        digest.update(name.encode() + bytes(str(tuple(parameter.shape)), "ascii") + sample.numpy().tobytes())
+        weights = parameter.detach().contiguous()
+        total = int(weights.view(WHOLE_NUMBERS[weights.element_size()]).sum(dtype=torch.int64))
+        sample = weights.flatten()[:: max(1, weights.numel() // 64)].float().cpu()
+        digest.update(f"{name} {tuple(weights.shape)} {total}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -193,10 +193,10 @@ def test_the_order_in_which_layers_are_named_does_not_decide() -> None:
     assert places(grow_gate(harmful, benign, turned, LOOSE)) == places(grow_gate(harmful, benign, values, LOOSE))
 
 
-def test_what_acts_on_benign_requests_as_much_is_left_out() -> None:
+def test_what_acts_on_benign_requests_is_left_out_where_they_weigh_enough() -> None:
     harmful, _, values = setting(0)
     assert places(grow_gate(harmful, harmful, values, LOOSE))
-    strict = SelectionSettings(max_neurons=12, benign_weight=1.0)
+    strict = SelectionSettings(max_neurons=12, benign_weight=1e6)
     assert grow_gate(harmful, harmful, values, strict) == []
 
 
