@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -20,6 +21,13 @@ from tests.calibration.organisms import late, organism
 
 BUDGET = Budget(kl=0.01, refusal=0.02)
 SETTINGS = SelectionSettings()
+COUNT = 60
+
+
+@cache
+def gate_of(name: str) -> Gate:
+    """The unconditional gate of an organism under a short search."""
+    return find_gate(late(name, COUNT, name == "natural"), None, BUDGET, SETTINGS, seed=0, trials=5)
 
 
 def a_search(harm: float, kl: float = 0.0) -> Searched:
@@ -49,7 +57,7 @@ def test_neurons_are_moved_to_zero_or_to_a_mean_on_requests_that_are_refused_or_
 
 
 def test_the_gate_of_an_organism_keeps_the_budget_and_takes_planted_neurons() -> None:
-    found = find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=0, trials=10)
+    found = gate_of("two-layer")
     assert found.searched is not None
     assert found.searched.measured.within(BUDGET)
     assert found.searched.edits == build_edits(found.members, late("two-layer").activations, found.searched.bounds)
@@ -59,8 +67,7 @@ def test_the_gate_of_an_organism_keeps_the_budget_and_takes_planted_neurons() ->
 
 
 def test_the_same_seed_finds_the_same_gate() -> None:
-    one, other = (find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=4, trials=6) for _ in range(2))
-    assert one == other
+    assert find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=0, trials=5) == gate_of("two-layer")
 
 
 def test_an_impossible_budget_leaves_a_gate_of_few_neurons_that_does_not_keep_it() -> None:
@@ -86,13 +93,13 @@ def test_where_no_neuron_helps_the_gate_is_empty() -> None:
 
 
 def natural_trigger() -> Trigger:
-    return find_trigger(organism("natural")[0], late("natural", 60, True), alpha=0.05).trigger
+    return find_trigger(organism("natural")[0], late("natural", COUNT, True), alpha=0.05).trigger
 
 
 def test_the_trigger_of_an_organism_reads_before_the_late_layers_and_is_set_on_validation_requests() -> None:
     trigger = natural_trigger()
     assert 1 <= trigger.layer <= 3
-    benign = late("natural", 60, True).validation["benign"]
+    benign = late("natural", COUNT, True).validation["benign"]
     assert trigger.calibration_size == sum(batch.size for batch in benign.batches)
     states = entering_states(organism("natural")[0], benign.batches, [trigger.layer])[trigger.layer]
     triggered = states.highest(torch.tensor(trigger.direction)) > trigger.threshold + 1e-4
@@ -111,7 +118,7 @@ def test_under_a_trigger_the_gate_acts_on_compliance_as_such_and_keeps_the_trigg
             return grow_gate(harmful, benign, values, settings)
 
         patch.setattr(finding, "grow_gate", watched)
-        found = find_gate(late("natural", 60, True), trigger, BUDGET, SETTINGS, seed=0, trials=6)
+        found = find_gate(late("natural", COUNT, True), trigger, BUDGET, SETTINGS, seed=0, trials=6)
     assert {each.benign_weight for each in seen} == {0.0}
     assert found.trigger == trigger
     assert found.searched is not None
@@ -121,5 +128,5 @@ def test_under_a_trigger_the_gate_acts_on_compliance_as_such_and_keeps_the_trigg
 
 @pytest.mark.parametrize("name", ["two-layer", "natural"])
 def test_a_gate_survives_its_json(name: str) -> None:
-    found = find_gate(late(name, 60, name == "natural"), None, BUDGET, SETTINGS, seed=0, trials=5)
+    found = gate_of(name)
     assert Gate.model_validate_json(found.model_dump_json()) == found

@@ -49,8 +49,8 @@ class Done:
     left: list[str] = field(default_factory=list)
 
 
-def done(name: str, folder: Path) -> Done:
-    options = options_for(name, folder)
+def done(name: str, folder: Path, **changed: Any) -> Done:
+    options = options_for(name, folder, **changed)
     spec = calibrate(options)
     return Done(options, spec, sorted(path.name for path in folder.iterdir()))
 
@@ -64,7 +64,7 @@ def effective(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture(scope="module")
 def refuted(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """A whole calibration of the organism that has no gate."""
-    return done("no-refusal", tmp_path_factory.mktemp("refuted"))
+    return done("no-refusal", tmp_path_factory.mktemp("refuted"), max_requests=36)
 
 
 def test_the_gate_of_an_organism_is_found_and_effective(effective: Done) -> None:
