@@ -52,7 +52,7 @@ def test_auto_takes_the_gate_with_the_lower_objective() -> None:
 def test_auto_takes_any_gate_rather_than_none_and_one_in_the_budget_rather_than_one_beyond() -> None:
     conditional = a_gate(4.0, trigger=TRIGGER)
     assert chosen("auto", Gate(), conditional) == conditional
-    assert chosen("auto", a_gate(0.5, kl=1.0), conditional) == conditional
+    assert chosen("auto", a_gate(0.0, kl=1.0), conditional) == conditional
     assert chosen("auto", a_gate(4.0), a_gate(0.5, kl=1.0, trigger=TRIGGER)) == a_gate(4.0)
 
 

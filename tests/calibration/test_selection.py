@@ -1,6 +1,7 @@
 """Which neurons a gate takes, on tiny random models and on an organism whose gate is known."""
 
 from functools import cache
+from itertools import product
 from typing import cast
 
 import pytest
@@ -156,6 +157,20 @@ def test_a_model_whose_one_neuron_carries_refusal_has_no_gate_and_one_that_carri
             assert places(members) == [(3, neuron)]
             kinds.add("compliance")
     assert kinds == {"refusal", "compliance"}
+
+
+def test_a_neuron_that_promises_to_lower_the_outcome_and_raises_it_is_left_out() -> None:
+    broken_promises = 0
+    for neuron, value in product(range(12), (-30.0, 30.0)):
+        model = columns_kept((3, neuron))
+        harmful = requests_of(model, 0)
+        values = {layer: torch.full((37,), value, dtype=torch.float64) for layer in LATE}
+        one = [Member(layer=3, neuron=neuron, carries="compliance", effect=1.0)]
+        promise = float(linear_effects(harmful, Masks(values))[3][:, neuron].mean())
+        if promise > 0 and lowered(harmful, values, one) <= 0:
+            assert places(grow_gate(harmful, requests_of(model, 5), values, LOOSE)) == []
+            broken_promises += 1
+    assert broken_promises
 
 
 def test_members_that_carry_refusal_are_never_switched_off() -> None:

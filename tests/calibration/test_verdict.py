@@ -261,8 +261,8 @@ def test_an_empty_gate_is_refuted() -> None:
     assert found.verdict.p_value == 1.0
 
 
-def test_a_gate_no_better_than_the_random_ones_is_refuted() -> None:
-    found = examine(exam(), TRUE_GATE, None, [TRUE_GATE] * 2, seed=0)
+def test_a_gate_no_better_than_the_strongest_of_the_random_ones_is_refuted() -> None:
+    found = examine(exam(), TRUE_GATE, None, [OTHER, TRUE_GATE, OTHER], seed=0)
     assert any("strongest random gate" in reason for reason in found.verdict.reasons)
 
 
