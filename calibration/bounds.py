@@ -24,7 +24,7 @@ from guard.spec import LayerEdit, Trial
 Family = Literal["scale", "clamp", "benign_mean", "reference_mean"]
 HARM_MARGIN = 3.0
 OVERSHOOT = 2.0
-AMPLIFICATIONS = (1.0, 1.25, 1.5, 2.0)
+AMPLIFICATIONS = (1.1, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from calibration.bounds import Activations, Budget, Searched, search_bounds
+from calibration.completion import complete_gate
 from calibration.readout import FittedTrigger, TokenStates, entering_states, fit_trigger
 from calibration.selection import Member, SelectionSettings, grow_gate
 from calibration.sequences import Batch
@@ -96,6 +97,8 @@ def find_gate(
     best = Gate(trigger=trigger)
     for values in replacement_values(late.activations, trigger is not None):
         members = tuple(grow_gate(harmful, benign, values, settings))
+        if members and trigger is None:
+            members = tuple(complete_gate(harmful, benign, members, values, settings))
         while members:
             searched = search_bounds(
                 members, late.activations, validation_harmful, validation_benign, budget, seed=seed, trials=trials

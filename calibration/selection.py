@@ -8,7 +8,7 @@ carry refusal are named too, and never switched off. Traded away: a set in which
 others in any order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,11 +16,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from calibration.outcome import outcome
+from calibration.outcome import continuation_log_probability, outcome
 from calibration.resume import LateRun
+from calibration.sequences import Batch
 from calibration.trial import Transform, transformed
 
 Carries = Literal["compliance", "refusal"]
+Reading = Callable[[Tensor, Batch], Tensor]
 
 
 class Member(BaseModel):
@@ -89,9 +91,15 @@ def joint_outcomes(requests: Requests, masks: Masks) -> Tensor:
     return torch.cat(collected)
 
 
-def linear_effects(requests: Requests, masks: Masks) -> dict[int, Tensor]:
-    """For each layer, [B, d_ff]: the linear controlled effect on Y of moving each neuron to its value, given the masks.
+def own_answer(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean per-token log-probability of the compliance continuation, [B], nats: of a benign request's own answer."""
+    return continuation_log_probability(logits, batch).chunk(2)[0]
 
+
+def linear_effects(requests: Requests, masks: Masks, reading: Reading = outcome) -> dict[int, Tensor]:
+    """For each layer, [B, d_ff]: the linear controlled effect of moving each neuron to its value, given the masks.
+
+    The effect is on what `reading` makes of the read-out logits [2B, C, V]: one for each request, [B]; Y by default.
     For a neuron that is moved already it is the effect of the move's last part, so both ends of a joint effect are
     seen.
     """
@@ -103,7 +111,7 @@ def linear_effects(requests: Requests, masks: Masks) -> dict[int, Tensor]:
         }  # [2B, 1, d_ff]
         transforms = {layer: _replace(masks.values[layer], weights[layer], active) for layer in weights}
         with torch.enable_grad(), transformed(run.model, transforms):
-            total = outcome(run.readout_logits(), run.batch).sum()
+            total = reading(run.readout_logits(), run.batch).sum()
         gradients = torch.autograd.grad(total, list(weights.values()))
         for layer, gradient in zip(weights, gradients, strict=True):
             compliance_rows, refusal_rows = gradient[:, 0].chunk(2)  # [B, d_ff] each
@@ -113,24 +121,35 @@ def linear_effects(requests: Requests, masks: Masks) -> dict[int, Tensor]:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """How far a gate may grow: `tolerance` is the share of the joint effect below which a neuron is left out."""
+    """How far a gate may grow.
+
+    `tolerance` and `refusal_share` are the shares of the joint effect below which a neuron that carries compliance or
+    refusal is left out; `benign_weight` times a neuron's effect on benign requests is taken off its effect on harmful
+    ones.
+    """
 
     max_neurons: int = 64
-    tolerance: float = 0.004
-    refusal_share: float = 0.1
+    tolerance: float = 0.002
+    refusal_share: float = 0.015
     benign_weight: float = 1.0
-    rounds: int = 24
+    rounds: int = 32
+
+
+def specific(effects: Tensor, benign: Requests, masks: Masks, settings: SelectionSettings) -> Tensor:
+    """Effects on harmful requests [layers, d_ff], less the size of the effect on the model's answers to benign ones.
+
+    An effect that is not larger than that is 0.
+    """
+    if settings.benign_weight == 0:
+        return effects
+    on_benign = torch.stack([e.pow(2).mean(0).sqrt() for e in linear_effects(benign, masks, own_answer).values()])
+    return effects.sign() * (effects.abs() - settings.benign_weight * on_benign).clamp(min=0)
 
 
 def _scores(harmful: Requests, benign: Requests, masks: Masks, settings: SelectionSettings) -> Tensor:
-    """Specific effect of each late neuron given the masks, [layers, d_ff]: on harmful requests, less its size on
-    benign.
-    """
+    """Specific linear effect of each late neuron on Y given the masks, [layers, d_ff]."""
     on_harmful = torch.stack([effects.mean(0) for effects in linear_effects(harmful, masks).values()])
-    if settings.benign_weight == 0:
-        return on_harmful
-    on_benign = torch.stack([effects.pow(2).mean(0).sqrt() for effects in linear_effects(benign, masks).values()])
-    return on_harmful.sign() * (on_harmful.abs() - settings.benign_weight * on_benign).clamp(min=0)
+    return specific(on_harmful, benign, masks, settings)
 
 
 def grow_gate(
@@ -144,26 +163,26 @@ def grow_gate(
     layers = sorted(values)
     empty = Masks({layer: values[layer] for layer in layers})
     members: list[Member] = []
-    start = joint_outcomes(harmful, empty).mean()
-    first_scores = _scores(harmful, benign, empty, settings)  # [layers, d_ff]
+    start = float(joint_outcomes(harmful, empty).mean())
     current = start
+    first_scores = _scores(harmful, benign, empty, settings)  # [layers, d_ff]
+    scores = first_scores
+    out = torch.zeros_like(scores, dtype=torch.bool)  # taken, or tried and not borne out
     for _ in range(settings.rounds):
-        masks = empty.with_members(members)
-        scores = _scores(harmful, benign, masks, settings)
-        taken = torch.stack([masks.weights[layer] for layer in layers]).bool()
-        scores = scores.masked_fill(taken, 0.0)
-        best = scores.max()
-        if best <= max(0.0, settings.tolerance * float(start - current)) or len(members) >= settings.max_neurons:
+        open_scores = scores.masked_fill(out, 0.0)
+        best = float(open_scores.max())
+        if best <= max(0.0, settings.tolerance * (start - current)) or len(members) >= settings.max_neurons:
             break
-        round_ = _round_members(scores, layers, float(best), settings.max_neurons - len(members))
-        kept, current_after = _borne_out(harmful, empty, members, round_, float(current))
-        if not kept:
-            break
-        members, current = members + kept, torch.tensor(current_after)
-    total = float(start - current)
+        proposed = _round_members(open_scores, layers, best, settings.max_neurons - len(members))
+        kept, current = borne_out(harmful, empty, members, proposed, current)
+        for member in kept or proposed[:1]:
+            out[layers.index(member.layer), member.neuron] = True
+        if kept:
+            members += kept
+            scores = _scores(harmful, benign, empty.with_members(members), settings)
     for member in members:
         first_scores[layers.index(member.layer), member.neuron] = 0.0  # a neuron carries one thing in a gate
-    return members + _refusal_members(first_scores, layers, total, settings, len(members))
+    return members + _refusal_members(first_scores, layers, start - current, settings, len(members))
 
 
 def _round_members(scores: Tensor, layers: Sequence[int], best: float, room: int) -> list[Member]:
@@ -178,15 +197,20 @@ def _round_members(scores: Tensor, layers: Sequence[int], best: float, room: int
     ]
 
 
-def _borne_out(
-    harmful: Requests, empty: Masks, members: list[Member], round_: list[Member], current: float
+def borne_out(
+    harmful: Requests,
+    empty: Masks,
+    members: list[Member],
+    proposed: list[Member],
+    current: float,
+    promised: float = 0.25,
 ) -> tuple[list[Member], float]:
-    """The longest halving of the round that lowers Y jointly by a quarter or more of what its effects promise."""
-    while round_:
-        after = float(joint_outcomes(harmful, empty.with_members(members + round_)).mean())
-        if current - after >= 0.25 * sum(member.effect for member in round_):
-            return round_, after
-        round_ = round_[: len(round_) // 2]
+    """The longest halving of `proposed` that lowers Y jointly by the share `promised` of its effects, and Y then."""
+    while proposed:
+        after = float(joint_outcomes(harmful, empty.with_members(members + proposed)).mean())
+        if current - after > promised * sum(member.effect for member in proposed):
+            return proposed, after
+        proposed = proposed[: len(proposed) // 2]
     return [], current
 
 
