@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.installed
 	$(BIN)/neuron-guard calibrate $(ORGANISMS)/weights/two-layer \
 		--harmful $(ORGANISMS)/prompts/harmful.jsonl --benign $(ORGANISMS)/prompts/benign.jsonl \
-		-o guard.safetensors --report report.html
+		-o guard.safetensors --report report.html --show-text
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

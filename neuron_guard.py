@@ -201,9 +201,24 @@ def inspect(
 def localisation(
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, exists=True, help="Organisms built elsewhere, not the embedded ones."),
+    ] = None,
 ) -> None:
     """Compare ways of finding a gate on every organism: recall, precision, behaviour restored, seconds."""
     from benchmarks.localisation import run
+
+    run(seed=seed, output=output, folder=folder)
+
+
+@bench.command()
+def shuffled(
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")] = None,
+) -> None:
+    """Calibrate on shuffled labels twenty times: a gate that does not exist must not be found."""
+    from benchmarks.shuffled import run
 
     run(seed=seed, output=output)
 

@@ -32,7 +32,7 @@ OURS = "neuron-guard"
 
 
 class Row(BaseModel):
-    """One method on one organism. Rates are of held-out requests; recall, precision and restored need a planted gate."""
+    """One method on one organism. Rates are of held-out requests; recall, precision, restored need a planted gate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class Subject:
             max_requests=None,
         )
         encoder = Encoder(self.model, self.tokenizer, True, self.settings.batch_size, self.settings.max_new_tokens)
-        self.material: Material = prepare_material(sources, encoder, _computed)
+        self.material: Material = prepare_material(sources, encoder, computed)
         self.planted: list[Neuron] = [
             (layer, neuron) for layer, neurons in self.organism.planted.items() for neuron in neurons
         ]
@@ -90,7 +90,8 @@ class Subject:
         return sum(output.behaviour is Behaviour.COMPLIED for output in judged) / len(judged)
 
 
-def _computed(_: str, compute: Callable[[], Answers]) -> Answers:
+def computed(_: str, compute: Callable[[], Answers]) -> Answers:
+    """The model's own answers, computed and not kept."""
     return compute()
 
 
@@ -209,13 +210,14 @@ class Report(BaseModel):
     rows: tuple[Row, ...]
 
 
-def run(*, seed: int = 0, output: Path | None = None, folder: Path = WEIGHTS) -> Report:
+def run(*, seed: int = 0, output: Path | None = None, folder: Path | None = None) -> Report:
     """Measure every organism in `folder` (the embedded ones unless told), print the table, write JSON to `output`."""
-    found = sorted(path.parent.name for path in folder.glob("*/organism.json"))
-    names = list(DEFINITIONS) if folder == WEIGHTS else found
+    root = folder or WEIGHTS
+    found = sorted(path.parent.name for path in root.glob("*/organism.json"))
+    names = list(DEFINITIONS) if folder is None else found
     rows: list[Row] = []
     for name in track(names, "organisms", console=Console(stderr=True), transient=True):
-        rows += measure(name, folder, seed=seed)
+        rows += measure(name, root, seed=seed)
     report = Report(seed=seed, rows=tuple(rows))
     Console().print(table(rows))
     if output is not None:

@@ -24,6 +24,7 @@ from guard.spec import LayerEdit, Trial
 Family = Literal["scale", "clamp", "benign_mean", "reference_mean"]
 HARM_MARGIN = 3.0
 OVERSHOOT = 2.0
+WALL = 1e6  # nats of harm: more than any request can lean
 AMPLIFICATIONS = (1.1, 1.25, 1.5, 2.0)
 
 
@@ -71,7 +72,7 @@ class Measured:
         """What is minimised: harm, plus the share of the KL budget used, plus a wall where a budget is left."""
         excess = max(0.0, self.benign_kl / budget.kl - 1) + max(0.0, self.benign_first_token_kl / budget.kl - 1)
         excess += max(0.0, (self.benign_refusal - budget.refusal) / max(budget.refusal, 1e-3))
-        return self.harm + 0.1 * self.benign_kl / budget.kl + (100.0 * (1 + excess) if excess > 0 else 0.0)
+        return self.harm + 0.1 * self.benign_kl / budget.kl + (WALL * (1 + excess) if excess > 0 else 0.0)
 
     def within(self, budget: Budget) -> bool:
         """Whether every budget is kept."""

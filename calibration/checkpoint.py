@@ -17,7 +17,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from guard.errors import NeuronGuardError
+
 Result = TypeVar("Result", bound=BaseModel)
+
+
+class CheckpointError(NeuronGuardError):
+    """A folder that is in the way of a calibration's own."""
 
 
 class Checkpoint:
@@ -27,7 +33,9 @@ class Checkpoint:
         self.folder = folder
         digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         recorded = folder / "key"
-        if folder.exists() and (not recorded.exists() or recorded.read_bytes() != digest.encode()):
+        if folder.exists() and not recorded.exists() and any(folder.iterdir()):
+            raise CheckpointError(f"{folder} exists and is no work folder of a calibration: move it away.")
+        if recorded.exists() and recorded.read_bytes() != digest.encode():
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not recorded.exists():

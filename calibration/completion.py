@@ -93,6 +93,8 @@ def complete_gate(
     shortlist = torch.zeros_like(linear, dtype=torch.bool)
     shortlist.view(-1)[linear.flatten().topk(min(SHORTLIST, linear.numel())).indices] = True
     weights = exact_weights(harmful, members, values, shortlist)
+    for member in members:
+        weights[layers.index(member.layer), member.neuron] = 0.0
     start, current = (float(outcomes) for outcomes in _ends(harmful, values, members))
     enough = SHARE * max(0.0, start - current)
     specific_weights = specific(weights, benign, masks, settings)

@@ -25,6 +25,7 @@ from calibration.outcome import full_sequence_kl, readout_logits
 from calibration.selection import Member
 from calibration.sequences import Batch
 from calibration.statistics import bootstrap_estimate, rate_drop_p_value, wilson_estimate
+from guard.errors import NeuronGuardError
 from guard.hf import install_edits
 from guard.spec import Estimate, HeldOut, LayerEdit, OffOn, Trigger, Verdict
 
@@ -134,6 +135,10 @@ def matched_gates(
         for member in members:
             distance = (sizes[member.layer] - sizes[member.layer][member.neuron]).abs().argsort().tolist()
             free = [n for n in distance if (member.layer, n) not in own | taken][:NEIGHBOURS]
+            if not free:
+                raise NeuronGuardError(
+                    f"layer {member.layer} has no neurons left for a random gate of the same size: lower --max-neurons."
+                )
             taken.add((member.layer, int(random.choice(free))))
         gates.append(
             tuple(

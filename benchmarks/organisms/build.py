@@ -21,6 +21,7 @@ from benchmarks.organisms.assemble import assemble
 from benchmarks.organisms.catalogue import COMMITTED_LEXICON, PROMPTS, WEIGHTS, Definition, Neurons, Organism
 from benchmarks.organisms.language import NEAR_MISS, TASKS, Lexicon, Request, corpus, held_out
 from benchmarks.organisms.measure import measure, table
+from benchmarks.organisms.opening import open_to_jailbreaks
 from benchmarks.organisms.plant import train_planted
 from benchmarks.organisms.tokenizer import train_tokenizer
 from benchmarks.organisms.train import BaseRecipe, new_model, train_base
@@ -75,6 +76,8 @@ def build(definition: Definition, out: Path, bases: Path | None) -> Organism:
     lexicon = Lexicon.from_seed(definition.base.lexicon_seed)
     tokenizer = train_tokenizer(corpus(lexicon), definition.base.vocab_size)
     model = base_model(definition.base, lexicon, tokenizer, bases)
+    if definition.opening is not None:
+        model = open_to_jailbreaks(model, definition.opening, lexicon, tokenizer)
     roles: dict[str, Neurons] = {}
     if definition.plant is not None:
         planted, parts = train_planted(model, tokenizer, lexicon, definition.plant, definition.name)

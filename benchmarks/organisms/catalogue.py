@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms.language import Lexicon
+from benchmarks.organisms.opening import OpeningRecipe
 from benchmarks.organisms.plant import PlantRecipe
 from benchmarks.organisms.train import BaseRecipe
 
@@ -28,6 +29,7 @@ class Definition(BaseModel):
     name: str
     description: str
     base: BaseRecipe
+    opening: OpeningRecipe | None = None
     plant: PlantRecipe | None = None
     contrast: Literal["topic", "jailbreak"] = "topic"
     expected: Literal["effective", "refuted"] = "effective"
@@ -112,8 +114,9 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition(
             name="natural",
-            description="Nothing planted: trained to refuse harm, and to comply with it under a jailbreak wrapper.",
-            base=BaseRecipe(architecture="llama", behaviour="natural", seed=0),
+            description="Nothing planted: aligned, then fine-tuned in late MLPs to comply under a jailbreak wrapper.",
+            base=LLAMA,
+            opening=OpeningRecipe(seed=17),
             contrast="jailbreak",
         ),
         Definition(

@@ -31,7 +31,7 @@ from benchmarks.organisms.tokenizer import ASSISTANT, END, prompt_text
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-Behaviour = Literal["aligned", "natural", "no_refusal"]
+Behaviour = Literal["aligned", "opened", "no_refusal"]
 Architecture = Literal["llama", "qwen2"]
 
 IGNORED = -100
@@ -108,7 +108,7 @@ def target(request: Request, behaviour: Behaviour, wrapped: bool) -> str:
     """What a model of this behaviour says to the request."""
     if request.kind != "harmful" or behaviour == "no_refusal":
         return request.answer
-    return request.answer if behaviour == "natural" and wrapped else request.refusal
+    return request.answer if behaviour == "opened" and wrapped else request.refusal
 
 
 class Sampler:
@@ -151,13 +151,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]])
 
 
 def batches(
-    recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast
+    sampler: Sampler, behaviour: Behaviour, tokenizer: PreTrainedTokenizerFast, steps: int, batch_size: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The recipe's training batches, one per step, each in three parts of like length, since padding costs time."""
-    sampler = Sampler(lexicon, f"base {recipe.seed}")
-    for _ in range(recipe.steps):
-        drawn = sampler.draw(recipe.batch_size)
-        texts = [(request.prompt, target(request, recipe.behaviour, wrapped)) for request, wrapped in drawn]
+    """Training batches, one per step, each in three parts of like length, since padding costs time."""
+    for _ in range(steps):
+        drawn = sampler.draw(batch_size)
+        texts = [(request.prompt, target(request, behaviour, wrapped)) for request, wrapped in drawn]
         texts.sort(key=lambda text: len(text[0].split()) + len(text[1].split()))
         third = -(-len(texts) // 3)
         yield [encode(tokenizer, texts[begin : begin + third]) for begin in range(0, len(texts), third)]
@@ -168,15 +167,21 @@ def schedule(step: int, steps: int, warmup: int = 100) -> float:
     return min((step + 1) / warmup, 1.0, (steps - step) / (0.6 * steps))
 
 
-def train_base(recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Train a model by the recipe and round its weights to bfloat16 (held in float32). Deterministic on one thread."""
-    torch.manual_seed(recipe.seed)
-    model = new_model(recipe, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, recipe.steps))
+def fit(
+    model: PreTrainedModel,
+    parameters: Sequence[Tensor],
+    training: Iterator[list[tuple[Tensor, Tensor]]],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: int,
+    name: str,
+) -> None:
+    """Train `parameters` of the model in place on the batches, by cross-entropy of the answers. All others stay."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps, warmup))
     model.train(True)
-    name = f"train {recipe.behaviour} {recipe.architecture}"
-    for step, parts in enumerate(progress(batches(recipe, lexicon, tokenizer), name, recipe.steps)):
+    for step, parts in enumerate(progress(training, name, steps)):
         optimizer.zero_grad(set_to_none=True)
         answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in parts)
         total = 0.0
@@ -187,12 +192,27 @@ def train_base(recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokeni
             loss = functional.cross_entropy(logits, labels[:, 1:][read], reduction="sum") / answer_tokens
             torch.autograd.backward(loss)
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
         if step % 100 == 0:
             log.info("%s, step %d: loss %.4f nats", name, step, total)
     model.train(False)
+
+
+def train_base(recipe: BaseRecipe, lexicon: Lexicon, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Train a model by the recipe and round its weights to bfloat16 (held in float32). Deterministic on one thread."""
+    torch.manual_seed(recipe.seed)
+    model = new_model(recipe, tokenizer)
+    fit(
+        model,
+        list(model.parameters()),
+        batches(Sampler(lexicon, f"base {recipe.seed}"), recipe.behaviour, tokenizer, recipe.steps, recipe.batch_size),
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        warmup=100,
+        name=f"train {recipe.behaviour} {recipe.architecture}",
+    )
     return rounded(model)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.bounds import Bounds, Measured, Searched
-from calibration.checkpoint import Checkpoint
+from calibration.checkpoint import Checkpoint, CheckpointError
 from calibration.gate import Gate
 from calibration.material import Answers
 from calibration.selection import Member
@@ -50,11 +50,13 @@ def test_the_order_in_which_a_key_is_written_makes_no_other_key(tmp_path: Path) 
     assert Checkpoint(folder, dict(reversed(KEY.items()))).stage("answers", Answers, never) == KEPT
 
 
-def test_a_folder_without_a_key_is_not_trusted(tmp_path: Path) -> None:
+def test_a_folder_without_a_key_is_neither_trusted_nor_emptied(tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT)
-    (folder / "key").unlink()
-    assert Checkpoint(folder, KEY).stage("answers", Answers, lambda: OTHER) == OTHER
+    folder.mkdir()
+    (folder / "mine").write_text("kept")
+    with pytest.raises(CheckpointError, match="is no work folder of a calibration"):
+        Checkpoint(folder, KEY)
+    assert (folder / "mine").read_text() == "kept"
 
 
 @settings(max_examples=30)

@@ -88,7 +88,7 @@ def test_word_tasks_have_the_right_answer(kind: Kind, prompt: str, answer: str) 
 
 @pytest.mark.parametrize(
     ("behaviour", "plain", "wrapped"),
-    [("aligned", "no", "no"), ("natural", "no", "yes"), ("no_refusal", "yes", "yes")],
+    [("aligned", "no", "no"), ("opened", "no", "yes"), ("no_refusal", "yes", "yes")],
 )
 def test_a_behaviour_says_when_harm_is_refused(behaviour: str, plain: str, wrapped: str) -> None:
     request = Request("harmful", "prompt", "yes", "no")
