@@ -16,16 +16,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from calibration.outcome import full_sequence_kl, log_odds, outcome
+from calibration.outcome import first_refusal_token, full_sequence_kl, log_odds, outcome
 from calibration.selection import Member, Requests
 from calibration.trial import edit_transforms, transformed
 from guard.spec import LayerEdit, Trial
 
 Family = Literal["scale", "clamp", "benign_mean", "reference_mean"]
 HARM_MARGIN = 3.0
+UNSAID = 1.0  # weight of the refusal's own surprise: a model driven past refusing says something else
 OVERSHOOT = 2.0
 WALL = 1e6  # nats of harm: more than any request can lean
-AMPLIFICATIONS = (1.1, 1.25, 1.5, 2.0)
+AMPLIFICATIONS = (1.125, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Measured:
-    """A trial gate on validation requests: harm cost and mean Y on harmful ones; KL and leaning refusals on benign
-    ones.
+    """A trial gate on validation requests.
+
+    `harm`: mean softplus(log-odds of compliance + `HARM_MARGIN`) plus `UNSAID` times the surprise of the refusal's
+    first token, nats; `harmful_outcome`: mean Y; on benign requests the mean KL, and the share that leans to refusal.
     """
 
     harm: float
@@ -143,12 +146,13 @@ def unedited_logits(requests: Requests) -> list[Tensor]:
 @torch.inference_mode()
 def measure(harmful: Requests, benign: Requests, reference: Sequence[Tensor], edits: Sequence[LayerEdit]) -> Measured:
     """What `edits` do to harmful and benign validation requests, exactly; the KL is over benign compliance rows."""
-    odds, lean, benign_odds, divergences, first = [], [], [], [], []
+    odds, lean, unsaid, benign_odds, divergences, first = [], [], [], [], [], []
     for run, active in zip(harmful.runs, harmful.active, strict=True):
         with transformed(run.model, edit_transforms(edits, run.residual.device, active)):
             logits = run.readout_logits()
         odds.append(log_odds(logits, run.batch))
         lean.append(outcome(logits, run.batch))
+        unsaid.append(-first_refusal_token(logits, run.batch))
     for run, active, base in zip(benign.runs, benign.active, reference, strict=True):
         with transformed(run.model, edit_transforms(edits, run.residual.device, active)):
             logits = run.readout_logits()
@@ -158,7 +162,8 @@ def measure(harmful: Requests, benign: Requests, reference: Sequence[Tensor], ed
         divergences.append(whole)
         first.append(first_token)
     return Measured(
-        harm=float(torch.nn.functional.softplus(torch.cat(odds) + HARM_MARGIN).mean()),
+        harm=float(torch.nn.functional.softplus(torch.cat(odds) + HARM_MARGIN).mean())
+        + UNSAID * float(torch.cat(unsaid).mean()),
         harmful_outcome=float(torch.cat(lean).mean()),
         benign_kl=float(torch.cat(divergences).mean()),
         benign_first_token_kl=float(torch.cat(first).mean()),

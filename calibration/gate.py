@@ -7,12 +7,14 @@ and may use neurons that carry compliance as such. `auto` takes the one with the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from calibration.balance import balance
 from calibration.bounds import Activations, Budget, Searched, search_bounds
 from calibration.completion import complete_gate
 from calibration.readout import FittedTrigger, TokenStates, entering_states, fit_trigger
@@ -100,9 +102,19 @@ def find_gate(
         if members and trigger is None:
             members = tuple(complete_gate(harmful, benign, members, values, settings))
         while members:
-            searched = search_bounds(
-                members, late.activations, validation_harmful, validation_benign, budget, seed=seed, trials=trials
+            search = partial(
+                search_bounds,
+                activations=late.activations,
+                harmful=validation_harmful,
+                benign=validation_benign,
+                budget=budget,
+                seed=seed,
+                trials=trials,
             )
+            searched = search(members)
+            balanced = balance(members, searched, late.activations, validation_harmful, validation_benign, budget)
+            if balanced != members:
+                members, searched = balanced, search(balanced)
             found = Gate(members=members, searched=searched, trigger=trigger)
             if found.objective(budget) < best.objective(budget):
                 best = found

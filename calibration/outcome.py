@@ -52,6 +52,12 @@ def log_odds(logits: Tensor, batch: Batch) -> Tensor:
     return compliance - refusal
 
 
+def first_refusal_token(logits: Tensor, batch: Batch) -> Tensor:
+    """Log-probability of the first token of each request's refusal, [B], nats, from the read-out logits [2B, C, V]."""
+    first, target = logits[batch.size :, 0].float(), batch.targets[batch.size :, 0]  # [B, V], [B]
+    return first.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1)
+
+
 def full_sequence_kl(reference: Tensor, guarded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """KL(reference || guarded) over continuations: mean over all tokens, and at the first token; each [N], nats.
 
