@@ -205,13 +205,16 @@ def test_a_trial_measures_what_the_installed_edit_does() -> None:
     harmful, benign = requests_of(0), requests_of(5)
     edit = LayerEdit(layer=2, neurons=(1, 9), scale=(1.0, 1.0), lower=(2.0, -2.0), upper=(2.0, -2.0))
     model = harmful.runs[0].model
-    odds, lean, benign_odds, whole, first = [], [], [], [], []
+    odds, lean, unsaid, benign_odds, whole, first = [], [], [], [], [], []
     with torch.inference_mode():
         for run in harmful.runs:
             with install_edits(model, [edit]):
                 logits = readout_logits(model, run.batch).double()
             odds.append(log_odds(logits, run.batch))
             lean.append(outcome(logits, run.batch))
+            refused = torch.arange(run.batch.size, 2 * run.batch.size)
+            spoken = logits[refused, 0].softmax(-1)[refused - run.batch.size, run.batch.targets[refused, 0]]
+            unsaid.append(-spoken.log())
         for run in benign.runs:
             base = readout_logits(benign.runs[0].model, run.batch)
             with install_edits(benign.runs[0].model, [edit]):
@@ -223,7 +226,9 @@ def test_a_trial_measures_what_the_installed_edit_does() -> None:
             first.append(at_first)
     found = measure(harmful, benign, unedited_logits(benign), [edit])
     margin = searching.HARM_MARGIN
-    assert found.harm == pytest.approx(float((1 + (torch.cat(odds) + margin).exp()).log().mean()), abs=1e-4)
+    leaning = float((1 + (torch.cat(odds) + margin).exp()).log().mean())
+    surprise = searching.UNSAID * float(torch.cat(unsaid).mean())
+    assert found.harm == pytest.approx(leaning + surprise, abs=1e-4)
     assert found.harmful_outcome == pytest.approx(float(torch.cat(lean).mean()), abs=1e-4)
     assert found.benign_kl == pytest.approx(float(torch.cat(whole).mean()), abs=1e-4)
     assert found.benign_first_token_kl == pytest.approx(float(torch.cat(first).mean()), abs=1e-4)
