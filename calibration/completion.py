@@ -3,8 +3,9 @@
 A neuron whose own effect bends (it is cancelled by another, or two of its effects oppose each other) is missed by
 gradients. So those late neurons with the largest linear effects, of either sign and at either end, are measured exactly
 on a few requests: alone, and with every mediator found so far removed. The mean of the two says what a neuron carries:
-compliance, and it joins the gate if its joint effect bears it out; or refusal, and it joins to be scaled up, never
-switched off. It costs two exact passes over a shortlist, which is what exactness can be had for on every late layer.
+compliance, and it joins the gate if its joint effect bears it out; or refusal, and it joins to be scaled up
+(`balance.py` has the one exception). It costs two exact passes over a shortlist, which is what exactness can be had
+for on every late layer.
 """
 
 from collections.abc import Mapping, Sequence

@@ -97,20 +97,20 @@ def find_gate(
     harmful, benign = (late.calibration[kind].where(trigger, limit=SEARCHED) for kind in ("harmful", "benign"))
     validation_harmful, validation_benign = (late.validation[kind].where(trigger) for kind in ("harmful", "benign"))
     best = Gate(trigger=trigger)
+    search = partial(
+        search_bounds,
+        activations=late.activations,
+        harmful=validation_harmful,
+        benign=validation_benign,
+        budget=budget,
+        seed=seed,
+        trials=trials,
+    )
     for values in replacement_values(late.activations, trigger is not None):
         members = tuple(grow_gate(harmful, benign, values, settings))
         if members and trigger is None:
             members = tuple(complete_gate(harmful, benign, members, values, settings))
         while members:
-            search = partial(
-                search_bounds,
-                activations=late.activations,
-                harmful=validation_harmful,
-                benign=validation_benign,
-                budget=budget,
-                seed=seed,
-                trials=trials,
-            )
             searched = search(members)
             balanced = balance(members, searched, late.activations, validation_harmful, validation_benign, budget)
             if balanced != members:

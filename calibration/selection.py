@@ -4,8 +4,8 @@ Effects do not add up, so neurons are not ranked once: the gate grows in rounds,
 other neuron would add *given* the gate so far. A round costs one forward and one backward pass over the late layers
 (the linear effect of replacing each activation, per request), and its neurons are kept only if the joint effect, run
 exactly, bears them out. What counts is the effect on harmful requests beyond the effect on benign ones; neurons that
-carry refusal are named too, and never switched off. Traded away: a set in which no member has any effect given the
-others in any order.
+carry refusal are named too, not to be held for their own sake. Traded away: a set in which no member has any effect
+given the others in any order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
