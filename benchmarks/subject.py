@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.organisms.catalogue import load_organism, prompts_folder
 from benchmarks.truth import Neuron, effect_weights
 from calibration.analyses.subject import Subject as AnalysedSubject
-from calibration.behaviour import Behaviour, refusal_openings
-from calibration.findings import Findings, Settings, find
+from calibration.behaviour import Behaviour
+from calibration.findings import Findings, Settings, find, held_out_examination
 from calibration.material import Answers, Encoder, Material, Sources, pair_up, prepare_material
 from calibration.prompts import load_jailbreaks, load_requests
 from calibration.verdict import Examination, Output, outputs, surprise_limit
@@ -59,17 +59,7 @@ class Subject:
     @cached_property
     def exam(self) -> Examination:
         """The held-out requests, as a verdict judges them."""
-        return Examination(
-            model=self.model,
-            tokenizer=self.tokenizer,
-            harmful=self.material.held_out_harmful,
-            benign=self.material.held_out_benign,
-            benign_batches=self.material.held_out.benign,
-            refusals=refusal_openings(self.material.refusals),
-            budget=self.settings.budget,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_size=self.settings.batch_size,
-        )
+        return held_out_examination(self.model, self.tokenizer, self.material, self.settings)
 
     @cached_property
     def own(self) -> tuple[list[Output], list[Output]]:

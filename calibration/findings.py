@@ -124,6 +124,24 @@ def _random_edits(gate: Gate, late: Late, seed: int) -> list[tuple[LayerEdit, ..
     return [build_edits(members, late.activations, gate.searched.bounds) for members in gates]
 
 
+def held_out_examination(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, material: Material, settings: Settings
+) -> Examination:
+    """What a gate is examined on: the held-out requests of `material`, under the budget of `settings`."""
+    return Examination(
+        model=model,
+        tokenizer=tokenizer,
+        harmful=material.held_out_harmful,
+        benign=material.held_out_benign,
+        benign_batches=material.held_out.benign,
+        refusals=refusal_openings(material.refusals),
+        budget=settings.budget,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        outcomes=material.held_out_outcomes,
+    )
+
+
 def find(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -164,18 +182,7 @@ def find(
     neurons = keep("neurons", NeuronFindings, measured)
 
     def judged() -> Examined:
-        exam = Examination(
-            model=model,
-            tokenizer=tokenizer,
-            harmful=material.held_out_harmful,
-            benign=material.held_out_benign,
-            benign_batches=material.held_out.benign,
-            refusals=refusal_openings(material.refusals),
-            budget=settings.budget,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            outcomes=material.held_out_outcomes,
-        )
+        exam = held_out_examination(model, tokenizer, material, settings)
         edits = gate.searched.edits if gate.searched else ()
         with progress("held-out test against random gates", RANDOM_GATES) as advance:
             return examine(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from calibration.analyses.subject import Subject
-from calibration.behaviour import Behaviour, refusal_openings
+from calibration.behaviour import Behaviour
 from calibration.bounds import Measured, measured_on, unedited_logits
+from calibration.findings import held_out_examination
 from calibration.outcome import outcome, readout_logits
 from calibration.readout import conformal_threshold
 from calibration.resume import LateRun, record
@@ -25,7 +26,7 @@ from calibration.selection import Requests
 from calibration.sequences import Batch
 from calibration.statistics import bootstrap_estimate, wilson_estimate
 from calibration.token_window import Window, windowed_stream
-from calibration.verdict import Examination, Installed, Output, benign_divergence, outputs, surprise_limit
+from calibration.verdict import Installed, Output, benign_divergence, outputs, surprise_limit
 from guard.analyses.harm_signal import Direction, Disruption, EditOutcome
 from guard.hf import install_edits
 from guard.measures import Estimate
@@ -103,17 +104,7 @@ class SideBySide:
     def __init__(self, subject: Subject) -> None:
         settings, material = subject.settings, subject.material
         self.subject, self.held_out = subject, subject.findings.examined.held_out
-        self.exam = Examination(
-            model=subject.model,
-            tokenizer=subject.tokenizer,
-            harmful=material.held_out_harmful,
-            benign=material.held_out_benign,
-            benign_batches=material.held_out.benign,
-            refusals=refusal_openings(material.refusals),
-            budget=settings.budget,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-        )
+        self.exam = held_out_examination(subject.model, subject.tokenizer, material, settings)
 
     def without(self) -> EditOutcome:
         """The model as it is; its rates are the verdict's."""
