@@ -56,12 +56,14 @@ def peer_rows(subject: Subject, late: Late, *, seed: int) -> list[BudgetRow]:
         method: lambda method=method: neuron_sets.candidates(subject, late, method, seed=seed)  # type: ignore[misc]
         for method in METHODS
     }
-    proposals["refusal direction"] = lambda: refusal_direction.candidates(subject)
-    proposals["conditional vector"] = lambda: conditional.candidates(subject)
+    split = subject.material.calibration
+    refused = split.reference if subject.organism.contrast == "jailbreak" else split.harmful
+    proposals["refusal direction"] = lambda: refusal_direction.candidates(subject.model, refused, split.benign)
+    proposals["conditional vector"] = lambda: conditional.candidates(subject.model, split)
     rows = []
     for method, candidates in proposals.items():
         started = time.perf_counter()
-        chosen = strongest(subject, candidates(), subject.settings.budget)
+        chosen = strongest(subject.model, subject.material.validation, candidates(), subject.settings.budget)
         seconds = time.perf_counter() - started
         rows.append(
             BudgetRow(

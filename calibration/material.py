@@ -216,17 +216,20 @@ def _batches(
         )
         for request, answer in zip(benign, benign_answers, strict=True)
     ]
-    return _collated(stars, plain, benign_examples, encoder)
+    return laid_out(stars, plain, benign_examples, encoder)
 
 
-def _collated(stars: list[Example], plain: list[Example], benign: list[Example], encoder: Encoder) -> SplitBatches:
+def laid_out(
+    harmful: Sequence[Example], reference: Sequence[Example], benign: Sequence[Example], encoder: Encoder
+) -> SplitBatches:
+    """The requests of one split as batches, all with one prompt width and one tail."""
     pad, device = pad_token(encoder.tokenizer), next(encoder.model.parameters()).device
-    width = max(len(example.prompt) for example in stars + plain + benign)
-    tail = common_tail([example.prompt for example in stars + plain + benign])
+    prompts = [example.prompt for example in (*harmful, *reference, *benign)]
+    width, tail = max(map(len, prompts)), common_tail(prompts)
 
-    def laid_out(examples: list[Example]) -> tuple[Batch, ...]:
+    def batches(examples: Sequence[Example]) -> tuple[Batch, ...]:
         return collate_all(
             examples, pad_id=pad, device=device, batch_size=encoder.batch_size, prompt_width=width, tail=tail
         )
 
-    return SplitBatches(laid_out(stars), laid_out(plain), laid_out(benign))
+    return SplitBatches(batches(harmful), batches(reference), batches(benign))

@@ -125,13 +125,16 @@ def entering_states(
 
 
 def fit_direction(harmful: TokenStates, benign: TokenStates, reach: int) -> Tensor:
-    """The logistic direction [d_model], float32, between the harmful tokens within `reach` and all benign ones.
+    """The logistic direction [d_model], float32, between the harmful tokens within `reach` and all benign ones."""
+    return logistic_direction(harmful.states[harmful.from_decisive(reach)], benign.states[benign.mask])
+
+
+def logistic_direction(positive: Tensor, negative: Tensor) -> Tensor:
+    """The logistic direction [d_model], float32, that tells points [n, d_model] of one kind from those of another.
 
     Standardisation is folded in and the intercept left to the threshold.
     """
-    positive = harmful.states[harmful.from_decisive(reach)].double().numpy()
-    negative = benign.states[benign.mask].double().numpy()
-    features = np.concatenate([positive, negative])
+    features = torch.cat([positive, negative]).double().numpy()
     scaler = StandardScaler().fit(features)
     labels = np.concatenate([np.ones(len(positive)), np.zeros(len(negative))])
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=200, solver="newton-cholesky")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.contender import Contender
-from benchmarks.peers.vectors import added, over_prompt, over_response, states
-from benchmarks.subject import Subject
+from benchmarks.peers.vectors import added, compliance_rows, over_prompt, over_response, states
+from calibration.gate import SplitBatches
 from calibration.sequences import Batch
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -79,9 +79,8 @@ def _f1(meant: Tensor, found: Tensor) -> float:
     return float(2 * (meant & found).sum() / (meant.sum() + found.sum()))
 
 
-def candidates(subject: Subject) -> list[Contender]:
-    """The best condition with every strength, over the later half of the layers and over all."""
-    split, model = subject.material.calibration, subject.model
+def candidates(model: nn.Module, split: SplitBatches) -> list[Contender]:
+    """The best condition with every strength, over the later half of the layers and over all, from one split."""
     condition = best_condition(
         *(
             {layer: over_prompt(found) for layer, found in states(model, batches).items()}
@@ -90,7 +89,7 @@ def candidates(subject: Subject) -> list[Contender]:
     )
     vectors = {}
     for layer, found in states(model, split.benign, both_rows=True).items():
-        points, complying = over_response(found), _compliance_rows(split.benign)
+        points, complying = over_response(found), compliance_rows(split.benign)
         vectors[layer] = principal_direction(points[~complying], points[complying])
     later = {layer: vector for layer, vector in vectors.items() if layer >= len(vectors) // 2}
     return [
@@ -104,8 +103,3 @@ def candidates(subject: Subject) -> list[Contender]:
 
 def _scaled(vectors: dict[int, Tensor], strength: float) -> dict[int, Tensor]:
     return {layer: strength * vector for layer, vector in vectors.items()}
-
-
-def _compliance_rows(batches: tuple[Batch, ...]) -> Tensor:
-    """Which of the rows of all batches, in turn, carry the compliance: bool [N]."""
-    return torch.cat([torch.arange(2 * batch.size) < batch.size for batch in batches])

@@ -55,11 +55,12 @@ def measured(model: nn.Module, split: SplitBatches, reference: Sequence[Tensor],
 
 
 @torch.inference_mode()
-def strongest(subject: Subject, candidates: Sequence[Contender], budget: Budget) -> Contender | None:
-    """The candidate with the lowest objective on validation requests; None where none keeps the budget."""
-    split = subject.material.validation
-    reference = [readout_logits(subject.model, batch) for batch in split.benign]
-    figures = [measured(subject.model, split, reference, candidate) for candidate in candidates]
+def strongest(
+    model: nn.Module, split: SplitBatches, candidates: Sequence[Contender], budget: Budget
+) -> Contender | None:
+    """The candidate with the lowest objective on a split of validation requests; None where none keeps the budget."""
+    reference = [readout_logits(model, batch) for batch in split.benign]
+    figures = [measured(model, split, reference, candidate) for candidate in candidates]
     kept = [place for place, figure in enumerate(figures) if figure.within(budget)]
     return candidates[min(kept, key=lambda place: figures[place].objective(budget))] if kept else None
 

@@ -5,28 +5,28 @@ token of one layer, is added at that layer to every token. Which layer and how m
 requests. It is only ever added, never taken away: the multiples are above 0.
 """
 
+from collections.abc import Sequence
 from functools import partial
+
+from torch import nn
 
 from benchmarks.peers.contender import Contender
 from benchmarks.peers.vectors import added, at_last_prompt_token, states
-from benchmarks.subject import Subject
+from calibration.sequences import Batch
 
 MULTIPLES = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
-def candidates(subject: Subject) -> list[Contender]:
+def candidates(model: nn.Module, refused: Sequence[Batch], benign: Sequence[Batch]) -> list[Contender]:
     """Every layer but the last with every multiple.
 
-    Refused are the plain requests where wrapped ones get answers; where the model refuses nothing, what it calls
-    harmful has to stand for it.
+    Where the model refuses nothing, harmful requests that it answers have to stand for the refused ones.
     """
-    split = subject.material.calibration
-    refused = split.reference if subject.organism.contrast == "jailbreak" else split.harmful
-    harmful, benign = states(subject.model, refused), states(subject.model, split.benign)
+    harmful, harmless = states(model, refused), states(model, benign)
     made = []
     for layer in harmful:
-        direction = at_last_prompt_token(harmful[layer]).mean(0) - at_last_prompt_token(benign[layer]).mean(0)
+        direction = at_last_prompt_token(harmful[layer]).mean(0) - at_last_prompt_token(harmless[layer]).mean(0)
         for multiple in MULTIPLES:
-            installed = partial(added, subject.model, {layer: multiple * direction})
+            installed = partial(added, model, {layer: multiple * direction})
             made.append(Contender(f"{multiple:g} x layer {layer}", installed))
     return made

@@ -19,6 +19,11 @@ def states(model: nn.Module, batches: Sequence[Batch], *, both_rows: bool = Fals
     return {layer - 1: found for layer, found in entering.items()}
 
 
+def compliance_rows(batches: Sequence[Batch]) -> Tensor:
+    """Which of the rows of all batches, in turn, carry the compliance: bool [N]."""
+    return torch.cat([torch.arange(2 * batch.size) < batch.size for batch in batches])
+
+
 def at_last_prompt_token(found: TokenStates) -> Tensor:
     """[N, d_model], float32."""
     return found.states[torch.arange(len(found.decisive)), found.decisive].float()

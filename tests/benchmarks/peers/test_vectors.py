@@ -54,7 +54,7 @@ def test_every_candidate_adds_the_refusal_direction_and_none_takes_it_away() -> 
         for batches in (split.harmful, split.benign)
     )
     streams = states(model, split.benign)
-    for candidate in refusal_direction.candidates(subject()):
+    for candidate in refusal_direction.candidates(model, split.harmful, split.benign):
         layer = int(candidate.strength.split()[-1])
         with candidate.installed():
             moved = at_last_prompt_token(states(model, split.benign)[layer]) - at_last_prompt_token(streams[layer])
@@ -115,7 +115,7 @@ def test_a_request_on_which_the_condition_fails_keeps_the_models_own_logits() ->
 def test_what_leaves_the_budget_is_not_chosen_and_nothing_costs_nothing() -> None:
     model = subject().model
     loud = Contender("loud", lambda: added(model, {4: 50 * torch.ones(model.config.hidden_size)}))
-    assert strongest(subject(), [loud], Budget(kl=0.01, refusal=0.01)) is None
+    assert strongest(model, subject().material.validation, [loud], Budget(kl=0.01, refusal=0.01)) is None
     figures = on_held_out(subject(), None, seed=0)
     assert figures.benign_kl.value == 0.0
     assert figures.harmful_compliance.value > 0.9
@@ -123,9 +123,10 @@ def test_what_leaves_the_budget_is_not_chosen_and_nothing_costs_nothing() -> Non
 
 def test_of_candidates_within_the_budget_the_one_with_least_harm_is_chosen() -> None:
     model, split = subject().model, subject().material.validation
-    candidates = refusal_direction.candidates(subject())[:6]
+    calibration = subject().material.calibration
+    candidates = refusal_direction.candidates(model, calibration.harmful, calibration.benign)[:6]
     budget = Budget(kl=10.0, refusal=1.0)
-    chosen = strongest(subject(), candidates, budget)
+    chosen = strongest(model, split, candidates, budget)
     assert chosen is not None
     with torch.inference_mode():
         reference = [readout_logits(model, batch) for batch in split.benign]
