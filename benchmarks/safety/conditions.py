@@ -1,45 +1,59 @@
-"""The conditions that are compared: no guard, the guard, and baselines that need only the model and the spec.
+"""The conditions that are compared: no guard, the guard, and baselines.
 
 Each is a context in which the model answers. What a condition puts on the model is gone when its context ends.
 """
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from benchmarks.safety.baselines import LEARNT, learnt
+from benchmarks.safety.condition import Calibrated, Condition
 from benchmarks.safety.respondents import SYSTEM_PROMPT
+from benchmarks.truth import ablation
+from calibration.material import Encoder
 from guard.architectures import architecture_of
 from guard.hf import install, install_edits
 from guard.spec import EditSpec, LayerEdit
 
-PLAIN, GUARDED, SYSTEM, RANDOM = "no guard", "guard", "system prompt", "random neurons"
+__all__ = ["GUARDED", "LEARNT", "PLAIN", "RANDOM", "SYSTEM", "TRUE_GATE", "Calibrated", "Condition", "conditions"]
+
+PLAIN, GUARDED, SYSTEM, RANDOM, TRUE_GATE = "no guard", "guard", "system prompt", "random neurons", "true gate"
+BATCH, TOKENS = 32, 32  # of the answers that a baseline learns from
 
 
-@dataclass(frozen=True)
-class Condition:
-    """`installed` puts it on the model; `system` is a system prompt that goes with every request (None: none)."""
-
-    name: str
-    installed: Callable[[], AbstractContextManager[object]]
-    system: str | None = None
-
-
-def conditions(model: nn.Module, spec: EditSpec | None, *, seed: int, allow_refuted: bool) -> tuple[Condition, ...]:
-    """No guard and a system prompt; with a spec the guard too, and its edit on random neurons of the same layers."""
-    plain = (Condition(PLAIN, nullcontext), Condition(SYSTEM, nullcontext, SYSTEM_PROMPT))
-    if spec is None or not spec.layers:
-        return plain
-    elsewhere = random_edits(model, spec, seed)
-    return (
-        plain[0],
-        Condition(GUARDED, partial(install, model, spec, allow_refuted=allow_refuted)),
-        plain[1],
-        Condition(RANDOM, partial(install_edits, model, elsewhere, spec.trigger)),
-    )
+def conditions(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: EditSpec | None,
+    calibrated: Calibrated | None,
+    *,
+    seed: int,
+    allow_refuted: bool,
+    template: bool,
+    planted: Mapping[int, Sequence[int]] | None = None,
+) -> tuple[Condition, ...]:
+    """All that can be compared: no guard, and with a spec the guard; a system prompt, and with a spec its edit on
+    random neurons; what is learnt from the `calibrated` requests; and the `planted` neurons, by layer, at 0.
+    """
+    guarded = spec is not None and bool(spec.layers)
+    found = [Condition(PLAIN, nullcontext)]
+    if spec is not None and guarded:
+        found.append(Condition(GUARDED, partial(install, model, spec, allow_refuted=allow_refuted)))
+    found.append(Condition(SYSTEM, nullcontext, SYSTEM_PROMPT))
+    if spec is not None and guarded:
+        elsewhere = random_edits(model, spec, seed)
+        found.append(Condition(RANDOM, partial(install_edits, model, elsewhere, spec.trigger)))
+    if calibrated is not None:
+        found += learnt(Encoder(model, tokenizer, template, BATCH, TOKENS), spec, calibrated, seed=seed)
+    if planted:
+        neurons = [(layer, neuron) for layer, own in planted.items() for neuron in own]
+        found.append(Condition(TRUE_GATE, partial(install_edits, model, ablation(neurons))))
+    return tuple(found)
 
 
 def random_edits(model: nn.Module, spec: EditSpec, seed: int) -> tuple[LayerEdit, ...]:

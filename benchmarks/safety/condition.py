@@ -1,0 +1,46 @@
+"""What a condition is, and what one that learns may learn from."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Self
+
+from benchmarks.judges.judge import Exchange
+from calibration.material import Sources
+from calibration.prompts import Request
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`installed` puts it on the model; `system` is a system prompt that goes with every request (None: none).
+
+    `acts` says of encoded prompts on which of them it is installed at all (None: on all); `rewrite` of finished answers
+    what leaves in their place (None: they do). `words` is what was chosen for it, for people.
+    """
+
+    name: str
+    installed: Callable[[], AbstractContextManager[object]]
+    system: str | None = None
+    acts: Callable[[Sequence[tuple[int, ...]]], list[bool]] | None = None
+    rewrite: Callable[[Sequence[Exchange]], list[str]] | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Calibrated:
+    """The requests that a calibration has seen: all that a baseline may learn from.
+
+    Where it was shown jailbreaks, `harmful` holds the plain requests as well as the wrapped ones with their goals, and
+    `benign` has wrapped ones too, or a wrapper would pass for harm.
+    """
+
+    harmful: tuple[Request, ...]
+    benign: tuple[Request, ...]
+
+    @classmethod
+    def of(cls, sources: Sources) -> Self:
+        """The requests of all three splits of a calibration."""
+        pairs = (*sources.pairs.calibration, *sources.pairs.validation, *sources.pairs.held_out)
+        plain = tuple(pair.reference for pair in pairs) if sources.contrast == "jailbreak" else ()
+        benign = (*sources.benign.calibration, *sources.benign.validation, *sources.benign.held_out)
+        return cls(plain + tuple(pair.harmful for pair in pairs), benign)
