@@ -26,6 +26,10 @@ ONLY_IN = {
     "vllm": {"guard/vllm_worker.py", "benchmarks/serving_vllm.py"},  # where it serves, and where that is timed
     "triton": {"guard/ops/triton_kernel.py"},
     "liger_kernel": {"benchmarks/op_peers.py"},  # compared with where it is installed
+    "lm_eval": {"benchmarks/tasks/harness.py"},
+    "aiohttp": {"benchmarks/tasks/harness.py"},  # what lm-eval asks an endpoint with
+    "nltk": {"benchmarks/tasks/harness.py"},  # what one of its tasks needs
+    "inspect_ai": {"benchmarks/safety/inspect_refusal.py"},
 }
 TYPES_ONLY = {"guard/hf.py": {"transformers"}}
 # The name to import, where it is not the name to install.
