@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.safety.command import safety
+
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
 Output = Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")]
 Page = Annotated[
@@ -151,89 +153,6 @@ def serving(
         quick=quick,
         seconds=seconds,
         seed=seed,
-    )
-
-
-class Suite(StrEnum):
-    """How much is asked."""
-
-    quick = "quick"
-    full = "full"
-
-
-def safety(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Path or hub name; behind an endpoint its served name.")
-    ],
-    spec: Annotated[Path | None, typer.Option(help="The edit spec of the guard that is measured.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="A folder: every answer, the figures, a table.")
-    ] = Path("safety"),
-    suite: Annotated[Suite, typer.Option(help="quick: at most 100 requests of each set. full: all of them.")] = (
-        Suite.quick
-    ),
-    data: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, exists=True, help="A folder with the sets. Else they come by hub name."),
-    ] = None,
-    harmful: Annotated[
-        list[str] | None, typer.Option(help="Ask these harmful requests, not the field's. May be repeated.")
-    ] = None,
-    harmless: Annotated[
-        list[str] | None, typer.Option(help="Ask these harmless requests, not the field's. May be repeated.")
-    ] = None,
-    calibrated_on: Annotated[
-        list[str] | None, typer.Option(help="Leave out what is in this prompt file. May be repeated.")
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Ask an OpenAI-compatible endpoint at this URL, up to its /v1.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="NEURON_GUARD_API_KEY", help="The endpoint's key.", show_default=False)
-    ] = None,
-    no_template: Annotated[bool, typer.Option("--no-template", help="Ask without the model's chat template.")] = False,
-    device: Device = "auto",
-    dtype: Dtype = MeasuredPrecision.auto,
-    seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each answer.")] = 64,
-    allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Measure a spec that failed its held-out test all the same.")
-    ] = False,
-    judge: Annotated[str, typer.Option(help="Whose rates head the table; all judges' are kept.")] = "wording judge",
-    show_text: Annotated[
-        bool,
-        typer.Option("--show-text", help="Keep answers to harmful requests too; a hash stands for them otherwise."),
-    ] = False,
-) -> None:
-    """Ask a model what the field asks, with the guard and without: harm, over-refusal, quality, and baselines.
-
-    Interrupted, the same command goes on where it was.
-    """
-    from benchmarks.safety.run import Options, run
-
-    run(
-        Options(
-            model=model,
-            spec=spec,
-            output=output,
-            suite=suite.value,
-            data=data,
-            harmful=tuple(harmful or ()),
-            harmless=tuple(harmless or ()),
-            calibrated_on=tuple(calibrated_on or ()),
-            endpoint=endpoint,
-            key=api_key,
-            template=not no_template,
-            device=device,
-            dtype=dtype.value,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            allow_refuted=allow_refuted,
-            show_text=show_text,
-            judge=judge,
-        )
     )
 
 

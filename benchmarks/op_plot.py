@@ -5,17 +5,15 @@ readers.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from benchmarks.op_contenders import CLAMP, CLAMP_COMPILED, CLAMPED_SHARE, OURS, OURS_COMPILED, PLAIN, PLAIN_COMPILED
 from benchmarks.op_page import facts
 from benchmarks.op_peers import LIGER, VLLM, VLLM_CLAMP
 from benchmarks.op_report import Measurement, OpReport, Timing, in_words
-from calibration.page import TEMPLATES as REPORT_TEMPLATES
+from calibration.page import template
 from calibration.plot_parts import Plot, axis, dashed, layout, plotly_script, points
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,7 +40,7 @@ def write_plot(report: OpReport, path: Path) -> None:
 def render(report: OpReport) -> str:
     """The page as HTML text."""
     plots = draw(report)
-    return _template().render(
+    return template("op.html.jinja", TEMPLATES).render(
         report=report,
         plots=plots,
         facts=facts(report),
@@ -127,16 +125,3 @@ def _spread(timing: Timing) -> str:
 
 def _tokens_axis(counts: Sequence[int]) -> dict[str, object]:
     return axis("tokens", type="log", tickvals=list(counts), ticktext=[str(count) for count in counts])
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader([TEMPLATES, REPORT_TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    return environment.get_template("op.html.jinja")

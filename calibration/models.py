@@ -1,5 +1,6 @@
 """Load a causal language model and its tokenizer, with errors that say what to do."""
 
+import hashlib
 import os
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from guard.errors import NeuronGuardError
 
 DeviceMap = Literal["auto", "balanced", "sequential"]
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ModelLoadError(NeuronGuardError):
@@ -80,3 +82,16 @@ def load_model(
         )
     model.train(False)
     return model, tokenizer
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A quick fingerprint of all weights, so that what was kept of one model is never taken up for another: of each
+    parameter the sum of its bits, which any one weight changes, and a sample, which their order changes.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        weights = parameter.detach().contiguous()
+        total = int(weights.view(WHOLE_NUMBERS[weights.element_size()]).sum(dtype=torch.int64))
+        sample = weights.flatten()[:: max(1, weights.numel() // 64)].float().cpu()
+        digest.update(f"{name} {tuple(weights.shape)} {total}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -17,10 +17,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @cache
-def template(name: str) -> Template:
-    """A template of this package, escaping all that is put into it, with the writers of `display` as filters."""
+def template(name: str, *folders: Path) -> Template:
+    """A template of `folders` or of this package, whose parts it may use, escaping all that is put into it, with the
+    writers of `display` as filters.
+    """
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -4,7 +4,6 @@ Everything that can be wrong with the prompts is found before the model is loade
 output and taken up again after an interruption; the spec is written last and whole.
 """
 
-import hashlib
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,10 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import nn
 
 from calibration.analyses.registry import analyse, chosen
 from calibration.analyses.subject import Subject
@@ -25,7 +22,7 @@ from calibration.checkpoint import Checkpoint
 from calibration.findings import Advance, Findings, Settings, StageBars, compute_anew, find
 from calibration.launch import in_step
 from calibration.material import Answers, Encoder, Sources, pair_up, prepare_material
-from calibration.models import load_model
+from calibration.models import load_model, weights_digest
 from calibration.options import CalibrationOptions
 from calibration.processes import Shared, is_first
 from calibration.prompts import load_jailbreaks, load_requests, require_disjoint
@@ -37,7 +34,6 @@ from guard.fingerprint import fingerprint
 from guard.spec import Analyses, EditSpec, Evidence, Provenance
 
 PACKAGES = ("neuron-guard", "torch", "transformers", "optuna", "scikit-learn")
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def calibrate(options: CalibrationOptions) -> EditSpec:
@@ -50,7 +46,7 @@ def calibrate(options: CalibrationOptions) -> EditSpec:
                 options.model, device=options.device, dtype=options.dtype, device_map=options.device_map
             )
         work = _work_folder(options.output)
-        checkpoint = Checkpoint(work, _key(options, digests, _weights_digest(model))) if is_first() else None
+        checkpoint = Checkpoint(work, _key(options, digests, weights_digest(model))) if is_first() else None
         keep = in_step(checkpoint.stage if checkpoint else compute_anew)
 
         def kept(name: str, compute: Callable[[], Answers]) -> Answers:
@@ -156,19 +152,6 @@ def answer_pairs(sources: Sources, findings: Findings) -> list[AnswerPair]:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """A quick fingerprint of all weights, so that a checkpoint folder is never taken up for another model: of each
-    parameter the sum of its bits, which any one weight changes, and a sample, which their order changes.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        weights = parameter.detach().contiguous()
-        total = int(weights.view(WHOLE_NUMBERS[weights.element_size()]).sum(dtype=torch.int64))
-        sample = weights.flatten()[:: max(1, weights.numel() // 64)].float().cpu()
-        digest.update(f"{name} {tuple(weights.shape)} {total}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _key(options: CalibrationOptions, digests: dict[str, str], weights: str) -> dict[str, str]:

@@ -68,6 +68,11 @@ class Record:
     def _key(answer: Answer) -> tuple[str, str, int]:
         return answer.condition, answer.prompt_set, answer.place
 
+    @property
+    def count(self) -> int:
+        """How many answers there are."""
+        return len(self._answers)
+
     def has(self, condition: str, prompt_set: str, places: Sequence[int]) -> bool:
         """Whether all of a batch's answers are there."""
         return all((condition, prompt_set, place) in self._answers for place in places)

@@ -54,11 +54,15 @@ class InProcess:
         said = generate(
             self.model,
             self.tokenizer,
-            [self._encoded(prompt) for prompt in prompts],
+            self.encoded(prompts),
             max_new_tokens=self.max_new_tokens,
             batch_size=len(prompts),
         )
         return list(said.texts)
+
+    def encoded(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token ids that each prompt is given to the model as."""
+        return [self._encoded(prompt) for prompt in prompts]
 
     def _encoded(self, prompt: str) -> tuple[int, ...]:
         if not self.template:

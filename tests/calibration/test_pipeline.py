@@ -17,6 +17,7 @@ from calibration import material as making
 from calibration import pipeline
 from calibration.behaviour import generate
 from calibration.checkpoint import Checkpoint
+from calibration.models import weights_digest
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate
 from calibration.prompts import OverlapError
@@ -226,17 +227,17 @@ def test_where_results_go_and_what_is_shown_is_not_in_the_key(tmp_path: Path) ->
 )
 def test_another_value_of_any_single_weight_makes_another_key(name: str, dtype: torch.dtype) -> None:
     model = make_tiny_model(vocabulary=300, dtype=dtype)
-    own = pipeline._weights_digest(model)
-    assert own == pipeline._weights_digest(make_tiny_model(vocabulary=300, dtype=dtype))
+    own = weights_digest(model)
+    assert own == weights_digest(make_tiny_model(vocabulary=300, dtype=dtype))
     parameter = model.get_parameter(name).detach()
     for place in (0, 1, 17, parameter.numel() - 2):
         before = parameter.view(-1)[place].clone()
         parameter.view(-1)[place] += 0.25
-        assert pipeline._weights_digest(model) != own
+        assert weights_digest(model) != own
         parameter.view(-1)[place] = before
-    assert pipeline._weights_digest(model) == own
+    assert weights_digest(model) == own
     parameter.copy_(parameter.flip(0))
-    assert name == "model.norm.weight" or pipeline._weights_digest(model) != own
+    assert name == "model.norm.weight" or weights_digest(model) != own
 
 
 @pytest.mark.parametrize(

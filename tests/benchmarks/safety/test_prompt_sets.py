@@ -32,7 +32,7 @@ def test_the_quick_suite_is_drawn_by_its_seed(data: Path) -> None:
 
 def test_what_calibration_has_seen_is_left_out_and_counted(data: Path) -> None:
     seen = [Request(prompt="Request  3"), Request(prompt="wrapped", goal="request 5"), Request(prompt="elsewhere")]
-    chosen = choose(SET, data, suite="full", seed=0, calibrated_on=seen)
+    chosen = choose(SET, data, suite="full", seed=0, seen=seen)
     assert chosen.overlapping == 2
     assert not {"request 3", "request 5"} & {one.prompt for one in chosen.requests}
 

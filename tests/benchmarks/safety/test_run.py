@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.safety.options import Options
 from benchmarks.safety.quality import WINDOW, windows
 from benchmarks.safety.record import Record
-from benchmarks.safety.run import Options, Report, UnknownJudgeError, run
+from benchmarks.safety.report import Report
+from benchmarks.safety.run import UnknownJudgeError, run
 from calibration.models import load_model
 from tests.serve.live import KEY, live
 from tests.serve.served import MODEL, ORGANISM, organism_spec
@@ -68,6 +70,11 @@ def test_every_condition_is_asked_every_request(report: Report) -> None:
     assert {rate.refused.n for rate in report.rates} == {COUNT}
 
 
+def said(report: Report) -> Report:
+    """The report without what may differ between two runs that say the same."""
+    return report.model_copy(update={"run": None})
+
+
 class Killed(BaseException):
     """The process dies here."""
 
@@ -102,17 +109,17 @@ def test_a_run_that_was_killed_and_goes_on_says_the_same(
     with pytest.raises(Killed):
         run(options(folder, name))
     monkeypatch.undo()
-    assert run(options(folder, name)) == report
+    assert said(run(options(folder, name))) == said(report)
     assert (folder / name / "safety.md").read_text() == (folder / "whole" / "safety.md").read_text()
 
 
 def test_no_harmful_request_and_no_answer_that_complies_with_one_is_written(folder: Path, report: Report) -> None:
     assert report.rates
     requests = [json.loads(line)["prompt"] for line in (folder / "harmful.jsonl").read_text().splitlines()]
-    written = "".join(path.read_text() for path in (folder / "whole").iterdir())
+    written = "".join(path.read_text() for path in (folder / "whole").rglob("*") if path.is_file())
     assert not any(request in written for request in requests)
     rows = [json.loads(line) for line in (folder / "whole" / "answers.jsonl").read_text().splitlines()[1:]]
-    assert all("text" not in row for row in rows if row["prompt_set"] == "harmful" and row["condition"] == "no guard")
+    assert all("text" not in row for row in rows if row["prompt_set"] == "harmful")
     assert any("text" in row for row in rows if row["prompt_set"] == "benign")
 
 

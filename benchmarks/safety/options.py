@@ -1,0 +1,38 @@
+"""What a user can ask of `neuron-guard bench safety`, one field each. None of them can turn the aim around."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from benchmarks.judges.wording import NAME
+
+Suite = Literal["quick", "full"]
+
+
+class Options(BaseModel):
+    """The options of the benchmark. Either `model` or `organism` is given; `key` is written nowhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = None
+    organism: str | None = None
+    spec: Path | None = None
+    output: Path
+    suite: Suite = "quick"
+    data: Path | None = None
+    harmful: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    calibrated_harmful: tuple[str, ...] = ()
+    calibrated_benign: tuple[str, ...] = ()
+    endpoint: str | None = None
+    key: str | None = Field(default=None, repr=False, exclude=True)
+    template: bool = True
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    batch_size: int = 20
+    max_new_tokens: int = 64
+    allow_refuted: bool = False
+    show_text: bool = False
+    judge: str = NAME

@@ -1,0 +1,120 @@
+"""An organism, or any model folder with prompts of its own: calibrated here, and asked what calibration held out.
+
+The spec is kept beside the figures and taken up again. Held out is what the calibration itself held out: its splits are
+made again from the same files by the same seed, so no request that chose the gate or its bounds is asked.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.localisation import UnknownOrganismError
+from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_truth, prompts_folder
+from benchmarks.safety.conditions import Calibrated
+from benchmarks.safety.options import Options
+from benchmarks.safety.prompt_sets import Kind, Prompts, digest_of_all, drawn, own
+from benchmarks.safety.subject import Subject, SubjectError, asked, kind_of_file
+from calibration.material import Sources
+from calibration.options import CalibrationOptions
+from calibration.pipeline import calibrate, read_sources
+from calibration.prompts import Request
+from guard.spec import EditSpec
+
+BUILT = Path(__file__).parents[2] / "build" / "organisms"
+SPEC, EVIDENCE = "guard.safetensors", "calibration.html"
+REFUTED = "Guard: the verdict on its spec is refuted, so nothing serves it; --allow-refuted measures it all the same."
+NOTHING_PLANTED = "True gate: nothing is planted in this organism, so there is no true gate to compare with."
+
+
+def calibrated_organism(options: Options) -> Subject:
+    """The organism that `options` name, calibrated into their output folder unless its spec lies there already."""
+    if options.model is not None or options.spec is not None or options.endpoint is not None:
+        raise SubjectError("an organism brings its own model and spec: leave MODEL, --spec and --endpoint out.")
+    folder = folder_of(options.organism or "")
+    settings = calibration_of(folder, options)
+    sources, digests = read_sources(settings)
+    spec = EditSpec.load(settings.output) if settings.output.exists() else calibrate(settings)
+    if spec.provenance.data != digests or spec.provenance.seed != options.seed:
+        raise SubjectError(f"{settings.output} was calibrated on other prompts or by another seed: move it away.")
+    calibrated, truth = seen_by(sources), truth_of(folder)
+    prompts, left_out = further(folder, options, calibrated) if truth is None else ((), ())
+    refuted = spec.evidence.verdict.outcome != "effective" and not options.allow_refuted
+    return Subject(
+        model=str(folder),
+        spec=None if refuted else spec,
+        prompts=(*held_out(sources, options), *prompts),
+        calibrated=calibrated,
+        planted=(truth.gate or None) if truth else None,
+        left_out=(*([REFUTED] if refuted else []), *([NOTHING_PLANTED] if truth and not truth.gate else []), *left_out),
+    )
+
+
+def folder_of(name: str) -> Path:
+    """The folder of an organism: embedded, built here, or at a path. Raises UnknownOrganismError."""
+    for folder in (WEIGHTS / name, BUILT / name, Path(name)):
+        if name and (folder / "config.json").exists():
+            return folder
+    raise UnknownOrganismError(f"there is no organism {name!r}: name one of {WEIGHTS}, or the folder of a built one.")
+
+
+def truth_of(folder: Path) -> Organism | None:
+    """What is known by construction of the organism in `folder`; None for a model that was only trained."""
+    return load_truth(folder.name, folder.parent) if (folder / "organism.json").exists() else None
+
+
+def calibration_of(folder: Path, options: Options) -> CalibrationOptions:
+    """How the organism is calibrated: on its own requests, with jailbreaks where they are what opens it."""
+    prompts = prompts_folder(folder.name, folder.parent)
+    jailbreak = prompts / "jailbreak.jsonl"
+    truth = truth_of(folder)
+    wrapped = jailbreak.exists() if truth is None else truth.contrast == "jailbreak"
+    return CalibrationOptions(
+        model=str(folder),
+        harmful=str(prompts / "harmful.jsonl"),
+        benign=str(prompts / "benign.jsonl"),
+        jailbreak=str(jailbreak) if wrapped else None,
+        output=options.output / SPEC,
+        report=options.output / EVIDENCE,
+        template=options.template,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+    )
+
+
+def seen_by(sources: Sources) -> Calibrated:
+    """What found and chose the gate: the calibration and the validation split, plain and wrapped."""
+    pairs = (*sources.pairs.calibration, *sources.pairs.validation)
+    plain = [pair.reference for pair in pairs] if sources.contrast == "jailbreak" else []
+    return Calibrated(
+        harmful=_each_once([*plain, *(pair.harmful for pair in pairs)]),
+        benign=_each_once([*sources.benign.calibration, *sources.benign.validation]),
+    )
+
+
+def held_out(sources: Sources, options: Options) -> tuple[Prompts, ...]:
+    """What the calibration held out: harmful requests, plain and wrapped where there are jailbreaks, benign ones."""
+    pairs = sources.pairs.held_out
+    harmful = [pair.harmful for pair in pairs]
+    plain = [pair.reference for pair in pairs] if sources.contrast == "jailbreak" else []
+    named: list[tuple[str, Kind, Sequence[Request]]] = [
+        ("held-out harmful", "harmful", plain or harmful),
+        ("held-out jailbreaks", "harmful", harmful if plain else []),
+        ("held-out benign", "harmless", sources.benign.held_out),
+    ]
+    return tuple(
+        Prompts(name, kind, digest_of_all(whole), drawn(whole, suite=options.suite, seed=options.seed))
+        for name, kind, requests in named
+        if (whole := _each_once(requests))
+    )
+
+
+def further(folder: Path, options: Options, calibrated: Calibrated) -> tuple[tuple[Prompts, ...], tuple[str, ...]]:
+    """The files of the folder's held_out, named by kind, and with a data folder the field's sets; what is left out."""
+    files = [own(str(file), kind_of_file(file.name)) for file in sorted((folder / "held_out").glob("*.jsonl"))]
+    mine, left_out = asked(files, options, calibrated) if files else ((), ())
+    field, missing = asked((), options, calibrated) if options.data else ((), ())
+    return (*mine, *field), (*left_out, *missing)
+
+
+def _each_once(requests: Sequence[Request]) -> tuple[Request, ...]:
+    return tuple({request.prompt: request for request in requests}.values())
