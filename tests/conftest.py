@@ -10,8 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from guard.families import FAMILIES as FAMILY_TABLE
 
-RECORDER = "family outcomes"
-
 # Tiny models gain nothing from threads, and on a busy machine wait for each of them.
 torch.set_num_threads(1)
 
@@ -29,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     from tests.family_table import Recorder  # it needs the families below
 
-    config.pluginmanager.register(Recorder(), RECORDER)
+    config.pluginmanager.register(Recorder())
 
 
 class TinyModel(Protocol):

@@ -2,7 +2,7 @@
 
 A test of every family says `@family_property("generation")`; one that has its own parameters `@counts_to(...)`. `make
 families` runs all that are so marked and writes the table. In every other run the outcomes are compared with the table
-that stands there (test_family_table.py).
+that stands there.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -15,6 +15,7 @@ from tests.conftest import FAMILIES, MIXTURES
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- families: written by `make families` -->", "<!-- end of families -->"
+PROPERTY = "family property"
 GUARDED = tuple(sorted((*FAMILIES, "gemma3", *MIXTURES)))
 
 # Heading of a column -> what a check in it says.
@@ -64,6 +65,12 @@ def merged(outcomes: Outcomes, claims: Mapping[Cell, bool]) -> dict[Cell, bool]:
     return {(family, name): shown((family, name)) for family in GUARDED for name in PROPERTIES}
 
 
+def contradicted(outcomes: Outcomes, claims: Mapping[Cell, bool]) -> list[Cell]:
+    """The cells of the table `claims` that say other than the outcomes; none where no test of a family ran."""
+    shown = merged(outcomes, claims)
+    return [cell for cell in shown if shown[cell] != claims.get(cell)] if outcomes else []
+
+
 def table_of(claims: Mapping[Cell, bool]) -> str:
     """The Markdown of all families and properties."""
     lines = ["| model type | " + " | ".join(PROPERTIES) + " |", "| --- |" + " --- |" * len(PROPERTIES)]
@@ -104,25 +111,45 @@ def write(outcomes: Outcomes, path: Path = README) -> None:
 
 
 class Recorder:
-    """The pytest plugin that keeps the outcome of every marked test and runs the comparison with the README last."""
+    """The pytest plugin that collects the outcome of every marked test, wherever it ran, and holds the README to them.
 
-    def __init__(self) -> None:
+    The process that ran a test puts the cell into its report; the one that reports collects them, so it is all the same
+    whether tests run in one process or in several. A run whose outcomes the README's table contradicts has failed.
+    """
+
+    def __init__(self, readme: Path = README) -> None:
+        self.readme = readme
         self.outcomes: dict[Cell, set[str]] = {}
+        self.contradicted: list[Cell] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         marker = item.get_closest_marker("family_property")
-        if marker is not None and (report.when == "call" or not report.passed):
+        if marker is not None:
             parameters: dict[str, Any] = item.callspec.params  # type: ignore[attr-defined]
             cell = parameters.get("model_type") or parameters["family"], marker.args[0]
             assert cell[0] in GUARDED and cell[1] in PROPERTIES, cell
-            self.outcomes.setdefault(cell, set()).add(report.outcome)
+            report.user_properties.append((PROPERTY, list(cell)))
         return report
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: item.get_closest_marker("after_all_others") is not None)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            for cell in (value for name, value in report.user_properties if name == PROPERTY):
+                family, column = map(str, cell)  # type: ignore[call-overload]
+                self.outcomes.setdefault((family, column), set()).add(report.outcome)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):  # one of several processes: it saw only its own tests
+            return
         if session.config.getoption("write_family_table") and not session.testsfailed:
-            write(self.outcomes)
+            write(self.outcomes, self.readme)
+        self.contradicted = contradicted(self.outcomes, claims_in(section_of(self.readme.read_text(encoding="utf-8"))))
+        if self.contradicted and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for family, name in self.contradicted:
+            terminalreporter.write_line(
+                f"{self.readme.name} is wrong about {family}, {name}: run `make families`", red=True
+            )

@@ -1,5 +1,7 @@
 """The README's table of families says what the tests have shown, no more and no less."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,33 @@ import pytest
 
 from guard.families import FAMILIES as FAMILY_TABLE
 from tests import family_table
-from tests.conftest import RECORDER
 from tests.family_table import GUARDED, PROPERTIES, README, claims_in, merged, section_of
 
 EVERYTHING = {(family, name): {"passed"} for family in GUARDED for name in PROPERTIES}
+ROOT = README.parent
+RUN_OF_ITS_OWN = """
+from pathlib import Path
+
+from tests.family_table import Recorder
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-family-table", action="store_true")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "family_property(name)")
+    config.pluginmanager.register(Recorder(Path(__file__).parent / "README.md"))
+"""
+ONE_THAT_PASSES = """
+import pytest
+
+
+@pytest.mark.family_property("neurons")
+@pytest.mark.parametrize("model_type", ["llama"])
+def test_one(model_type):
+    pass
+"""
 CLAIMED = dict.fromkeys(EVERYTHING, True)
 
 
@@ -28,14 +53,18 @@ def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_property() -
     assert set(GUARDED) == set(FAMILY_TABLE)
 
 
-@pytest.mark.after_all_others
-def test_the_readme_claims_for_each_family_what_its_tests_showed(request: pytest.FixtureRequest) -> None:
-    recorder: Any = request.config.pluginmanager.get_plugin(RECORDER)
-    if not recorder.outcomes:
-        pytest.skip("no test of a family ran in this session")
-    claims = in_readme()
-    shown = merged(recorder.outcomes, claims)
-    assert {cell: shown[cell] for cell in shown if shown[cell] != claims[cell]} == {}, "run `make families`"
+@pytest.mark.slow
+@pytest.mark.parametrize(("claimed", "workers"), [(False, "0"), (False, "1"), (True, "1")])
+def test_a_run_fails_where_the_table_says_other_than_its_outcomes(claimed: bool, workers: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{family_table.BEGIN}\n{family_table.END}", encoding="utf-8")
+    family_table.write(EVERYTHING if claimed else {}, tmp_path / "README.md")
+    (tmp_path / "conftest.py").write_text(RUN_OF_ITS_OWN, encoding="utf-8")
+    (tmp_path / "test_one.py").write_text(ONE_THAT_PASSES, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-n", workers, "--rootdir", str(tmp_path), str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "1 passed" in ended.stdout, ended.stdout + ended.stderr
+    assert ended.returncode == (0 if claimed else 1)
+    assert ("README.md is wrong about llama, neurons: run `make families`" in ended.stdout) is not claimed
 
 
 def test_a_cell_is_claimed_where_all_of_its_tests_passed() -> None:

@@ -30,6 +30,7 @@ ONLY_IN = {
     "aiohttp": {"benchmarks/tasks/harness.py"},  # what lm-eval asks an endpoint with
     "nltk": {"benchmarks/tasks/harness.py"},  # what one of its tasks needs
     "inspect_ai": {"benchmarks/safety/inspect_refusal.py"},
+    "matplotlib": {"benchmarks/safety/curve_picture.py"},
 }
 TYPES_ONLY = {"guard/hf.py": {"transformers"}}
 # The name to import, where it is not the name to install.
