@@ -19,7 +19,7 @@ AS_SERVED = "as served"
 
 
 @dataclass(frozen=True)
-class InProcess:
+class ScoredModel:
     """A model in this process under a condition; `template` says whether answers are asked for by its chat template."""
 
     model: nn.Module
@@ -53,7 +53,7 @@ class InProcess:
 
 
 @dataclass(frozen=True)
-class AtEndpoint:
+class ScoredEndpoint:
     """An OpenAI-compatible endpoint at `url`, up to its /v1; chats go by its own template.
 
     `tokenizer` is a path or hub name, for an endpoint without /tokenize. `at_once` requests are under way at a time.
@@ -116,4 +116,4 @@ class AtEndpoint:
             return CONTEXT
 
 
-Answering = InProcess | AtEndpoint
+Answering = ScoredModel | ScoredEndpoint

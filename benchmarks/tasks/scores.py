@@ -6,8 +6,8 @@ rows drawn by the seed, the same for every condition: differences between condit
 model is asked or answers is kept.
 
     scoring = Scoring(folder=output, data=data, limit=100, seed=0, of={"model": ..., "spec": ..., "dtype": ...})
-    scores = score(InProcess(model, tokenizer, condition), scoring)
-    sentences = left_out(InProcess(model, tokenizer, condition), scoring)
+    scores = score(ScoredModel(model, tokenizer, condition), scoring)
+    sentences = left_out(ScoredModel(model, tokenizer, condition), scoring)
 """
 
 import hashlib
