@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Self
 
 from benchmarks.judges.judge import Exchange
-from calibration.material import Sources
 from calibration.prompts import Request
 
 
@@ -36,11 +34,3 @@ class Calibrated:
 
     harmful: tuple[Request, ...]
     benign: tuple[Request, ...]
-
-    @classmethod
-    def of(cls, sources: Sources) -> Self:
-        """The requests of all three splits of a calibration."""
-        pairs = (*sources.pairs.calibration, *sources.pairs.validation, *sources.pairs.held_out)
-        plain = tuple(pair.reference for pair in pairs) if sources.contrast == "jailbreak" else ()
-        benign = (*sources.benign.calibration, *sources.benign.validation, *sources.benign.held_out)
-        return cls(plain + tuple(pair.harmful for pair in pairs), benign)
