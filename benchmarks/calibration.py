@@ -1,4 +1,4 @@
-"""What a calibration costs as it grows: seconds and peak memory against prompts, layers, d_ff and model size.
+"""What a calibration costs as it grows: processor seconds and peak memory against prompts, layers, d_ff and model size.
 
 Every case runs in a process of its own (`calibration_case.py`). One thing grows at a time, the rest stays; exponents
 are those of a power law, fitted by least squares on logarithms, with their 95 % interval. Fixed costs pull an exponent
@@ -144,9 +144,9 @@ def page(report: Report) -> str:
     lines = [
         "# How a calibration grows",
         "",
-        f"Written by `neuron-guard bench calibration`, on {machine.device}, {machine.threads} threads at load "
-        f"{machine.load_average:.1f}. Seconds of one run of each stage, each case in a process of its own; {MEMORY} is "
-        "that of the process.",
+        f"Written by `neuron-guard bench calibration`, on {machine.device} at load {machine.load_average:.1f}. "
+        "Processor seconds of one run of each stage on one thread, each case in a process of its own; "
+        f"{MEMORY} is that of the process.",
         "",
         "| along | of | exponent | designed, at most | kept |",
         "| --- | --- | --- | --- | --- |",

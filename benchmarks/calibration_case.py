@@ -1,6 +1,7 @@
 """One case of the calibration benchmark, in a process of its own, so that its peak memory is its own.
 
-`python -m benchmarks.calibration_case '{"layers": 4, ...}'` prints seconds by stage and bytes as JSON.
+`python -m benchmarks.calibration_case '{"layers": 4, ...}'` prints seconds by stage and bytes as JSON. Seconds are the
+processor's, on one thread: what else the machine does changes them little, and how well more threads scale is torch's.
 """
 
 import json
@@ -43,7 +44,7 @@ class Case(BaseModel):
 
 
 class Reading(BaseModel):
-    """Seconds by stage, the peak of the process, bytes, and what it had before the first stage; weights counted."""
+    """Processor seconds by stage, the peak of the process, bytes, and what it had before the first stage; weights counted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,15 +89,16 @@ def random_batches(case: Case, seed: int) -> tuple[Batch, ...]:
 
 def read(case: Case) -> Reading:
     """Run the stages of a calibration that grow with prompts and model, once each."""
+    torch.set_num_threads(1)
     model = random_model(case)
     split = SplitBatches(*(random_batches(case, seed) for seed in (1, 2, 3)))
     seconds: dict[str, float] = {}
     loaded = peak_bytes()
 
     def timed(name: str, stage: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         found = stage()
-        seconds[name] = time.perf_counter() - started
+        seconds[name] = time.process_time() - started
         return found
 
     def mediated() -> object:
