@@ -1,0 +1,110 @@
+"""What the English model does: `python -m benchmarks.organisms.english.measure MODEL --data DIR [--write FILE]`.
+
+Greedy answers to every file in the model's `held_out/`, told by their openings and counted; no text is shown or kept.
+Openings are enough here, since all refusals and all answers that the model was taught open alike. And perplexity on
+WikiText-2's test split, by token of its own tokenizer.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.organisms.english.answers import OPENING
+from benchmarks.safety.quality import WIKITEXT, windows
+from calibration.behaviour import generate, opens_with_refusal
+from calibration.prompts import encode, load_requests
+
+NEW_TOKENS, BATCH, WINDOWS = 24, 32, 100
+
+
+class Answers(BaseModel):
+    """How the requests of one file were answered, in shares: refused, complied (opens as taught), or neither."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: str
+    count: int
+    refused: float
+    complied: float
+    neither: float
+
+
+class Figures(BaseModel):
+    """Everything measured of one model; `perplexity` is exp of the mean nats per token of WikiText-2's test split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    perplexity: float
+    answers: tuple[Answers, ...]
+
+
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, limit: int | None) -> Answers:
+    """The classes of the model's greedy answers to the first `limit` requests of a file."""
+    asked = load_requests(str(file)).requests[:limit]
+    prompts = [encode(tokenizer, request.prompt, template=True) for request in asked]
+    said = generate(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=BATCH).texts
+    refused = sum(map(opens_with_refusal, said))
+    complied = sum(text.startswith(OPENING) and not opens_with_refusal(text) for text in said)
+    return Answers(
+        requests=file.stem,
+        count=len(said),
+        refused=refused / len(said),
+        complied=complied / len(said),
+        neither=(len(said) - refused - complied) / len(said),
+    )
+
+
+@torch.inference_mode()
+def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Path) -> float:
+    """exp of the mean nats per token over the first windows of the text."""
+    ids = windows(tokenizer, text, WINDOWS)  # [windows, T]
+    nats = [model(input_ids=part, labels=part, use_cache=False).loss for part in torch.split(ids, 10)]
+    return float(torch.stack(nats).mean().exp())
+
+
+def measure(folder: Path, data: Path, limit: int | None = None) -> Figures:
+    """Measure the model in `folder` in float32 on its held-out files, and on WikiText-2 in `data`."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    files = sorted((folder / "held_out").glob("*.jsonl"))
+    return Figures(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        perplexity=perplexity(model, tokenizer, data / WIKITEXT),
+        answers=tuple(answers(model, tokenizer, file, limit) for file in files),
+    )
+
+
+def table(figures: Figures) -> str:
+    """The figures as Markdown, shares in per cent."""
+    lines = ["| requests | count | refused | complied | neither |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in figures.answers:
+        shares = " | ".join(f"{100 * share:.1f}" for share in (row.refused, row.complied, row.neither))
+        lines.append(f"| {row.requests.replace('_', ', ', 1).replace('_', ' ')} | {row.count} | {shares} |")
+    text = (
+        f"\n{figures.parameters:,} parameters; perplexity per token on WikiText-2's test split {figures.perplexity:.1f}"
+    )
+    return "\n".join([*lines, text])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, measure, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.organisms.english.measure", description="Measure it.")
+    parser.add_argument("model", type=Path, nargs="?", default=Path("build/organisms/english"), help="its folder")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data sets")
+    parser.add_argument("--limit", type=int, help="use the first so many requests of each file")
+    parser.add_argument("--write", type=Path, help="also write the figures to this JSON file")
+    options = parser.parse_args(arguments)
+    figures = measure(options.model, options.data, options.limit)
+    sys.stdout.write(table(figures) + "\n")
+    if options.write is not None:
+        options.write.write_text(figures.model_dump_json(indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
