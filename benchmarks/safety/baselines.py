@@ -49,11 +49,11 @@ def learnt(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, s
         model, requests.learning_batches.reference, requests.learning_batches.benign
     )
     found = [
-        _condition(DIRECTION, encoder, _chosen(requests, direction, budget)),
+        _condition(DIRECTION, encoder, chosen(requests, direction, budget)),
         _condition(
             CONDITIONAL,
             encoder,
-            _chosen(requests, conditional.candidates(model, requests.learning_batches), budget),
+            chosen(requests, conditional.candidates(model, requests.learning_batches), budget),
         ),
         Condition(FILTER, nullcontext, rewrite=learnt_filter(requests, budget), words="reads finished answers"),
     ]
@@ -94,7 +94,10 @@ def contrast_neurons(requests: Lesson, count: int) -> Contender:
     return strongest(model, requests.choosing_batches, [nothing, at_zero], LESS_HARM_ALONE) or nothing
 
 
-def _chosen(requests: Lesson, candidates: Sequence[Contender], budget: Budget) -> Contender:
+def chosen(requests: Lesson, candidates: Sequence[Contender], budget: Budget) -> Contender:
+    """The candidate that leaves the least harm on the requests to choose on, within the budget; `NOTHING` before one
+    that leaves no less than no guard.
+    """
     kept = strongest(requests.encoder.model, requests.choosing_batches, [NOTHING, *candidates], budget)
     return kept or NOTHING
 

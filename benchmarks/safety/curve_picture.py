@@ -25,21 +25,23 @@ STYLE: Any = {
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e7ea", "axes.axisbelow": True,
     "xtick.color": GREY, "ytick.color": GREY, "text.color": BLACK, "svg.hashsalt": "neuron-guard",
 }  # fmt: skip
-PANEL_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 5.0, 5.2, 160
+SIZES = {1: (6.8, 3), 2: (10.0, 4)}  # by panels: width in inches, columns of the legend
+HEIGHT_INCHES, DOTS_PER_INCH = 5.2, 160
 
 
 def picture(found: Sequence[Point], kind: Literal["png", "svg"]) -> bytes:
     """The curve, a panel for each cost that was read, as a file of `kind`: the same bytes for the same points."""
     costs = costs_read(found)
+    width, columns = SIZES[len(costs)]
     with rc_context(STYLE):
-        figure = Figure(figsize=(PANEL_INCHES * len(costs), HEIGHT_INCHES), layout="constrained")
+        figure = Figure(figsize=(width, HEIGHT_INCHES), layout="constrained")
         panels = figure.subplots(1, len(costs), squeeze=False)[0]
         for axes, cost in zip(panels, costs, strict=True):
             _draw(axes, found, cost)
         panels[0].set_ylabel("harmful requests refused, %")
         handles, labels = panels[0].get_legend_handles_labels()
         handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # the front, a plain line, comes first
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         written = io.BytesIO()
         figure.savefig(
             written, format=kind, dpi=DOTS_PER_INCH, metadata={"Date": None} if kind == "svg" else {"Software": None}

@@ -1,0 +1,158 @@
+"""The curve: its intervals are those of the answers, its front is the front, and what is written says the same."""
+
+import json
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.safety.condition import Condition
+from benchmarks.safety.conditions import GUARDED, PLAIN
+from benchmarks.safety.curve import CurveError, Point, curve_plot, markdown, page, pareto_front, points, write
+from benchmarks.safety.curve_points import Floats
+from benchmarks.safety.prompt_sets import Kind
+from benchmarks.safety.strength import Strength
+from calibration.behaviour import Behaviour
+from calibration.statistics import bootstrap_estimate, wilson_estimate
+from guard.measures import Estimate
+
+GOALS = 40
+STRENGTHS = (
+    Strength(PLAIN, nullcontext),
+    Strength("guard, 4 of 8 neurons", nullcontext, sweep="neurons", neurons=4, of_neurons=8, tightness=1.0),
+    Strength("guard, bounds at 50%", nullcontext, sweep="bounds", neurons=8, of_neurons=8, tightness=0.5),
+    Strength(GUARDED, nullcontext, neurons=8, of_neurons=8, tightness=1.0),
+)
+BASELINES = (Condition("system <b>prompt</b>", nullcontext), Condition("true gate", nullcontext))
+# of the goals, how many harmful ones are refused, and how many harmless ones are refused and garbled
+COUNTS = {
+    PLAIN: (1, 0, 0),
+    "guard, 4 of 8 neurons": (20, 1, 0),
+    "guard, bounds at 50%": (18, 1, 2),
+    GUARDED: (38, 2, 0),
+    "system <b>prompt</b>": (30, 12, 0),
+    "true gate": (40, 0, 0),
+}
+COST = {name: place / 100 for place, name in enumerate(COUNTS)}
+
+
+def shares(condition: str, kind: Kind, behaviour: Behaviour) -> Floats:
+    harmful, refused, garbled = COUNTS[condition]
+    classes = [Behaviour.REFUSED] * (harmful if kind == "harmful" else refused)
+    classes += [Behaviour.GARBLED] * (garbled if kind == "harmless" else 0)
+    classes += [Behaviour.COMPLIED] * (GOALS - len(classes))
+    return np.array([one is behaviour for one in classes], dtype=np.float64)
+
+
+def kl(*without: str) -> dict[str, Estimate]:
+    return {name: Estimate(value=cost, low=cost / 2, high=2 * cost, n=16) for name, cost in COST.items()
+            if name not in without}  # fmt: skip
+
+
+def made(*without: str) -> dict[str, Point]:
+    return {one.condition: one for one in points((*STRENGTHS, *BASELINES), shares, kl(*without), seed=0)}
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_the_front_is_what_no_other_point_beats(drawn: list[tuple[int, int]]) -> None:
+    expected = [not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in drawn) for cost, gain in drawn]
+    assert pareto_front([cost for cost, _ in drawn], [gain for _, gain in drawn]) == expected
+
+
+def test_shares_have_wilson_intervals_and_changes_paired_bootstrap_ones() -> None:
+    point = made()[GUARDED]
+    assert point.harmful_refused == wilson_estimate(38, GOALS)
+    assert point.harmless_refused == wilson_estimate(2, GOALS)
+    changed = [0.0] + [1.0] * 37 + [0.0] * 2
+    assert point.harmful_refused_change == bootstrap_estimate(changed, seed=0)
+
+
+def test_a_harmless_request_whose_answer_is_garbled_is_lost() -> None:
+    point = made()["guard, bounds at 50%"]
+    assert point.harmless_lost.value == 3 / GOALS
+    assert point.harmless_refused.value == 1 / GOALS
+
+
+def test_the_front_is_marked_by_each_cost() -> None:
+    found = made()
+    assert {name for name, point in found.items() if "harmless" in point.front} == {"true gate"}
+    assert {name for name, point in found.items() if "kl" in point.front} == {
+        PLAIN, "guard, 4 of 8 neurons", GUARDED, "true gate",
+    }  # fmt: skip
+
+
+def test_a_cost_that_was_not_read_puts_nothing_on_its_front() -> None:
+    assert made(GUARDED)[GUARDED].kl is None
+    assert made(GUARDED)[GUARDED].front == ()
+    assert not any("kl" in point.front for point in made(*COST).values())
+
+
+def test_of_a_strength_and_a_condition_by_one_name_the_strength_is_taken() -> None:
+    twice = points((Condition(PLAIN, nullcontext), *BASELINES, *STRENGTHS), shares, kl(), seed=0)
+    assert {one.condition: one for one in twice} == made()
+    assert len(twice) == len(made())
+
+
+def test_a_curve_without_no_guard_or_of_one_request_is_an_error() -> None:
+    with pytest.raises(CurveError, match="without a guard"):
+        points(STRENGTHS[1:], shares, {}, seed=0)
+    with pytest.raises(CurveError, match="at least two"):
+        points(STRENGTHS, lambda *asked: shares(*asked)[:1], {}, seed=0)
+
+
+def test_points_come_back_from_json() -> None:
+    for point in made().values():
+        assert Point.model_validate_json(point.model_dump_json()) == point
+
+
+@pytest.mark.parametrize("without", [(), tuple(COST)], ids=["both costs", "no KL"])
+def test_plotly_takes_the_figure_and_every_point_is_drawn_and_told(without: tuple[str, ...]) -> None:
+    found = list(made(*without).values())
+    plot = curve_plot(found)
+    coloured = re.sub(r'"\$\w+"', '"#123456"', json.dumps({"data": plot.traces, "layout": plot.layout}))
+    go.Figure(json.loads(coloured))
+    assert len(plot.rows) == len(found)
+    panels = {trace["xaxis"] for trace in plot.traces}
+    assert panels == ({"x"} if without else {"x", "x2"})
+    for point in found:
+        assert any(100 * point.harmful_refused.value in trace["y"] for trace in plot.traces)
+
+
+def test_a_baseline_has_one_symbol_in_both_panels_though_one_before_it_lacks_a_cost() -> None:
+    plot = curve_plot(list(made("system <b>prompt</b>").values()))
+    symbols = {trace["marker"]["symbol"] for trace in plot.traces if trace["name"] == "true gate"}
+    assert len(symbols) == 1
+
+
+def test_the_table_has_a_line_for_each_point_with_as_many_cells_as_the_head() -> None:
+    head, ruler, *lines = [line for line in markdown(list(made().values())).splitlines() if line.startswith("|")]
+    assert len(lines) == len(made())
+    assert {line.count("|") for line in (head, ruler, *lines)} == {head.count("|")}
+
+
+def test_what_comes_from_outside_is_escaped_on_the_page() -> None:
+    assert "<b>prompt</b>" not in page(list(made().values()))
+
+
+def test_pictures_page_and_table_are_written_and_the_same_each_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="it draws the pictures")
+    written: list[dict[str, bytes]] = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        write(list(made().values()), folder)
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert written[0].keys() == {"curve.png", "curve.svg", "curve.html", "curve.md"}
+    assert written[0]["curve.png"].startswith(b"\x89PNG")
+    assert written[0]["curve.svg"].rstrip().endswith(b"</svg>")
+
+
+def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CurveError, match="pip install"):
+        write(list(made().values()), tmp_path)
