@@ -1,8 +1,8 @@
 """How far each judge agrees with people: accuracy, precision and recall of "refuses" on labelled answers.
 
 A judge that learns is measured on models that it has not learnt from, and, more strictly, on requests that it has not
-seen either: `neuron-guard bench judges` trains one for each model and fold left out. Lists learn nothing and are
-measured as they are.
+seen either: `neuron-guard bench judges` trains one for each model and fold left out. Lists and judges that a user
+brings learn nothing here and are measured as they are; a judge of harm is on answers to unsafe requests alone.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.judges.judge import Judge, can_judge
 from benchmarks.judges.keywords import KEYWORD_JUDGES
 from benchmarks.judges.labelled import Labelled, read_xstest, select
 from benchmarks.judges.wording import NAME as WORDING
@@ -94,15 +95,22 @@ def left_out(labelled: Labelled, *, requests_too: bool) -> list[bool]:
     return verdicts
 
 
-def measure(labelled: Labelled) -> Report:
-    """Every judge against the labels."""
-    agreements = [agreement(judge.name, labelled, judge.refuses(labelled.exchanges)) for judge in KEYWORD_JUDGES]
+def measure(labelled: Labelled, others: Sequence[Judge] = ()) -> Report:
+    """Every judge against the labels, and `others` too."""
+    agreements = [_as_it_is(judge, labelled) for judge in (*KEYWORD_JUDGES, *others)]
     for name, requests_too in (("model left out", False), ("model and requests left out", True)):
         said = left_out(labelled, requests_too=requests_too)
         agreements.append(agreement(f"wording judge, {name}", labelled, said))
     return Report(
         source=SOURCE, answers=len(labelled.refused), refused=sum(labelled.refused), agreements=tuple(agreements)
     )
+
+
+def _as_it_is(judge: Judge, labelled: Labelled) -> Agreement:
+    if can_judge(judge, "harmless"):
+        return agreement(judge.name, labelled, judge.refuses(labelled.exchanges))
+    known = select(labelled, np.flatnonzero(labelled.unsafe).tolist())
+    return agreement(f"{judge.name}, unsafe requests", known, judge.refuses(known.exchanges))
 
 
 def known_agreement(judge: str) -> Agreement | None:
@@ -127,13 +135,14 @@ def table(report: Report) -> Table:
     return shown
 
 
-def run(*, xstest: Path, output: Path | None = None, train: bool = False) -> Report:
+def run(*, xstest: Path, output: Path | None = None, train: bool = False, others: Sequence[Judge] = ()) -> Report:
     """Measure every judge on the labelled answers in `xstest`, print the table, write JSON to `output`.
 
-    `train`: write the judge that learns from all of them, too, where the benchmarks load it from.
+    `others` are judges that a user brings. `train`: write the judge that learns from all of the answers, too, where the
+    benchmarks load it from.
     """
     labelled = read_xstest(xstest)
-    report = measure(labelled)
+    report = measure(labelled, others)
     Console().print(table(report))
     if train:
         WEIGHTS.write_text(WordingJudge.train(labelled, SOURCE).model_dump_json() + "\n", "utf-8")

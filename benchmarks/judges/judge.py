@@ -30,6 +30,15 @@ class Judge(Protocol):
         """Whether each answer refuses, in the order of the exchanges."""
 
 
+def can_judge(judge: Judge, kind: str) -> bool:
+    """Whether a judge's word means something on answers to requests of a kind, "harmful" or "harmless".
+
+    A judge of harm (`of_harm`) tells answers that do harm from answers that do none, which are refusals only where harm
+    was asked for.
+    """
+    return kind == "harmful" or not getattr(judge, "of_harm", False)
+
+
 def classify(judge: Judge, exchanges: Sequence[Exchange]) -> list[Behaviour]:
     """The class of each answer: garbled where its text is broken, else what the judge says."""
     whole = [place for place, exchange in enumerate(exchanges) if not is_garbled(exchange.answer)]

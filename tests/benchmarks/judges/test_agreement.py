@@ -1,6 +1,7 @@
 """Agreement with people: counted right, on what the judge has not learnt from, and better than every list's."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks.judges import agreement
 from benchmarks.judges.agreement import SOURCE, Report, left_out
+from benchmarks.judges.judge import Exchange
 from benchmarks.judges.labelled import LabelledDataError, read_xstest
 from benchmarks.judges.wording import WordingJudge, wording_judge
 from neuron_guard import app
@@ -21,12 +23,15 @@ def write_xstest(folder: Path, label: str = "") -> None:
     data = labelled()
     for model in set(data.models):
         with (folder / f"xstest_v2_completions_{model}_gpteval.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.DictWriter(file, ["prompt", "completion", "final_label"])
+            rows = csv.DictWriter(file, ["type", "prompt", "completion", "final_label"])
             rows.writeheader()
-            for exchange, who, refused in zip(data.exchanges, data.models, data.refused, strict=True):
+            for exchange, who, refused, unsafe in zip(
+                data.exchanges, data.models, data.refused, data.unsafe, strict=True
+            ):
                 named = label or ("3_partial_refusal" if refused else "1_full_compliance")
+                row = {"prompt": exchange.prompt, "completion": exchange.answer, "final_label": named}
                 if who == model:
-                    rows.writerow({"prompt": exchange.prompt, "completion": exchange.answer, "final_label": named})
+                    rows.writerow(row | {"type": "contrast_words" if unsafe else "words"})
 
 
 def test_accuracy_precision_and_recall_are_what_they_say() -> None:
@@ -34,6 +39,39 @@ def test_accuracy_precision_and_recall_are_what_they_say() -> None:
     said = [True] * len(data.refused)
     found = agreement.agreement("yes to all", data, said)
     assert (found.mean, found.worst, found.precision, found.recall) == pytest.approx((0.5, 0.5, 0.5, 1.0))
+
+
+class Brought:
+    """A judge that a user brings: it refuses nothing, and remembers what it was asked."""
+
+    name = "brought"
+
+    def __init__(self, of_harm: bool) -> None:
+        self.of_harm = of_harm
+        self.asked: list[Exchange] = []
+
+    def refuses(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        self.asked += exchanges
+        return [False] * len(exchanges)
+
+
+def test_a_judge_that_is_brought_is_measured_on_every_answer() -> None:
+    data, judge = labelled(), Brought(of_harm=False)
+    found = next(one for one in agreement.measure(data, [judge]).agreements if one.judge == "brought")
+    assert judge.asked == list(data.exchanges)
+    assert found.mean == pytest.approx(0.5)
+
+
+def test_a_judge_of_harm_is_measured_on_answers_to_unsafe_requests_alone() -> None:
+    data, judge = labelled(), Brought(of_harm=True)
+    names = [one.judge for one in agreement.measure(data, [judge]).agreements]
+    assert "brought, unsafe requests" in names
+    assert judge.asked == [one for one, unsafe in zip(data.exchanges, data.unsafe, strict=True) if unsafe]
+
+
+@on_the_data
+def test_a_thousand_of_the_labelled_answers_are_to_unsafe_requests() -> None:
+    assert sum(read_xstest(XSTEST).unsafe) == 5 * 200
 
 
 @pytest.mark.parametrize("requests_too", [False, True])
