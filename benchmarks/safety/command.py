@@ -74,7 +74,15 @@ def safety(
     allow_refuted: Annotated[
         bool, typer.Option("--allow-refuted", help="Measure a spec that failed its held-out test all the same.")
     ] = False,
-    judge: Annotated[str, typer.Option(help="Whose rates head the table; all judges' are kept.")] = "wording judge",
+    no_tasks: Annotated[
+        bool, typer.Option("--no-tasks", help="Leave out lm-eval's tasks, which take long.")
+    ] = False,
+    no_curve: Annotated[
+        bool, typer.Option("--no-curve", help="Leave out the weaker strengths of the guard, a third of the answers.")
+    ] = False,
+    judge: Annotated[
+        str | None, typer.Option(help="Whose rates head the tables; all judges' are kept. Else the wording judge's.")
+    ] = None,
     show_text: Annotated[
         bool,
         typer.Option("--show-text", help="Keep answers to harmful requests too; a hash stands for them otherwise."),
@@ -108,6 +116,8 @@ def safety(
         max_new_tokens=max_new_tokens,
         allow_refuted=allow_refuted,
         show_text=show_text,
+        tasks=not no_tasks,
+        curve=not no_curve,
         judge=judge,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is done is kept either way

@@ -5,8 +5,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.judges.wording import NAME
-
 Suite = Literal["quick", "full"]
 
 
@@ -35,4 +33,6 @@ class Options(BaseModel):
     max_new_tokens: int = 64
     allow_refuted: bool = False
     show_text: bool = False
-    judge: str = NAME
+    curve: bool = True
+    tasks: bool = True
+    judge: str | None = None

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from benchmarks.localisation import UnknownOrganismError
 from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_truth, prompts_folder
+from benchmarks.organisms.language import REFUSALS
 from benchmarks.safety.conditions import Calibrated
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Kind, Prompts, digest_of_all, drawn, own
 from benchmarks.safety.subject import Subject, SubjectError, asked, kind_of_file
-from calibration.material import Sources
+from calibration.material import DEFAULT_REFUSAL, Sources
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate, read_sources
 from calibration.prompts import Request
@@ -44,6 +45,8 @@ def calibrated_organism(options: Options) -> Subject:
         prompts=(*held_out(sources, options), *prompts),
         calibrated=calibrated,
         planted=(truth.gate or None) if truth else None,
+        refusals=(*REFUSALS, DEFAULT_REFUSAL) if truth else (),  # the last is an output filter's
+        english=truth is None,
         left_out=(*([REFUTED] if refuted else []), *([NOTHING_PLANTED] if truth and not truth.gate else []), *left_out),
     )
 
@@ -78,6 +81,7 @@ def calibration_of(folder: Path, options: Options) -> CalibrationOptions:
         device=options.device,
         dtype=options.dtype,
         seed=options.seed,
+        analyses="none",
     )
 
 

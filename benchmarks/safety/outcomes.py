@@ -5,7 +5,7 @@ the mean over goals of the share of its answers: within a set that asks each goa
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,10 @@ class Outcomes:
     def judges(self) -> list[str]:
         """The judges that classed the answers."""
         return list(next((found[0].classes for found in self.answers.values() if found), {}))
+
+    def under(self, conditions: Collection[str]) -> "Outcomes":
+        """Those under some of the conditions."""
+        return Outcomes({place: found for place, found in self.answers.items() if place[0] in conditions})
 
     def shares(self, condition: str, of: Counted, judge: str, behaviour: Behaviour) -> Floats:
         """The share of each goal's answers that `judge` calls `behaviour`, [goals]: the same order in any condition."""

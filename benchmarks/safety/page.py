@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from benchmarks.safety import tables
 from benchmarks.safety.conditions import GUARDED, PLAIN
+from benchmarks.safety.curve_plot import curve_plot
 from benchmarks.safety.outcomes import ALL
 from benchmarks.safety.rates import Difference, Rate
 from benchmarks.safety.report import Report
@@ -36,15 +37,19 @@ def write_safety_page(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """The page as HTML text."""
-    plots = [plot for plot in (trade(report),) if plot is not None]
+    drawn = {
+        "Harm against over-refusal": trade(report),
+        "What each strength buys and costs": curve_plot(report.curve) if report.curve else None,
+    }
+    plots = {title: plot for title, plot in drawn.items() if plot is not None}
     return template("safety.html.jinja", TEMPLATES).render(
         report=report,
         headline=tables.headline(report),
         gains=gains(report),
-        sections=tables.sections(report),
+        tables=tables.every_table(report),
         caption=tables.CAPTION,
         plots=plots,
-        figures={plot.name: {"traces": plot.traces, "layout": plot.layout} for plot in plots},
+        figures={plot.name: {"traces": plot.traces, "layout": plot.layout} for plot in plots.values()},
         plotly=Markup(plotly_script()),  # noqa: S704 - plotly's own source, not text from outside
     )
 

@@ -88,3 +88,9 @@ def differences(outcomes: Outcomes, sets: Sequence[Counted], judge: str, *, seed
                     )
                 )
     return tuple(found)
+
+
+def same_class(outcomes: Outcomes, judge: str) -> dict[str, float]:
+    """The share of all answers that each judge puts into the class that `judge` does."""
+    classes = [answer.classes for answers in outcomes.answers.values() for answer in answers]
+    return {other: sum(given[other] is given[judge] for given in classes) / len(classes) for other in outcomes.judges}

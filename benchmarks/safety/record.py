@@ -78,12 +78,13 @@ class Record:
         return all((condition, prompt_set, place) in self._answers for place in places)
 
     def add(self, answers: Sequence[Answer]) -> None:
-        """Write a batch, and have it on the disk before it counts."""
+        """Write a batch, and have it on the disk before it counts. What a kill left of it stays as it is."""
+        new = [answer for answer in answers if self._key(answer) not in self._answers]
         with self.path.open("ab") as file:
-            file.write(b"".join(answer.model_dump_json(exclude_none=True).encode() + b"\n" for answer in answers))
+            file.write(b"".join(answer.model_dump_json(exclude_none=True).encode() + b"\n" for answer in new))
             file.flush()
             os.fsync(file.fileno())
-        self._answers |= {self._key(answer): answer for answer in answers}
+        self._answers |= {self._key(answer): answer for answer in new}
 
     def answers(self, condition: str, prompt_set: str) -> list[Answer]:
         """The answers of one condition to one set, in the order of the requests."""

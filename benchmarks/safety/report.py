@@ -15,13 +15,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.judges.judge import Judge
 from benchmarks.judges.wording import WEIGHTS
 from benchmarks.machine import Machine, installed_version
+from benchmarks.safety.curve_points import Point
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Prompts, digest_of_all
-from benchmarks.safety.quality import Quality
+from benchmarks.safety.quality import AnswerQuality, Quality
 from benchmarks.safety.rates import Difference, Rate
 from benchmarks.safety.subject import Subject
+from benchmarks.tasks.scores import TaskScore
 
 DECISIVE_PACKAGES = ("neuron-guard", "torch", "transformers", "tokenizers")
 OTHER_PACKAGES = ("lm-eval", "inspect-ai", "datasets", "scikit-learn", "scipy", "statsmodels")
@@ -41,8 +44,9 @@ class Run(BaseModel):
 
 
 class Report(BaseModel):
-    """The figures. `setting` decides them; `conditions` says in words what was chosen for each; `overlapping` is the
-    number of requests of each set that calibration has seen, `in_several` that of goals in more than one set.
+    """The figures. `setting` decides them; `conditions` says in words what was chosen for each; `same_class` is the
+    share of answers that each judge puts into the class of the headline's; `overlapping` is the number of requests of
+    each set that calibration has seen, `in_several` that of goals in more than one set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +57,11 @@ class Report(BaseModel):
     conditions: dict[str, str]
     rates: tuple[Rate, ...]
     differences: tuple[Difference, ...]
+    same_class: dict[str, float]
     quality: tuple[Quality, ...]
+    answer_quality: tuple[AnswerQuality, ...]
+    scores: tuple[TaskScore, ...]
+    curve: tuple[Point, ...]
     overlapping: dict[str, int]
     in_several: int
     left_out: tuple[str, ...]
@@ -61,7 +69,7 @@ class Report(BaseModel):
 
 
 def setting_of(
-    options: Options, subject: Subject, weights: str | None, conditions: Sequence[str], judges: Sequence[str]
+    options: Options, subject: Subject, weights: str | None, conditions: Sequence[str], judges: Sequence[Judge]
 ) -> dict[str, Any]:
     """All that decides the answers, and nothing that does not; `weights` is the digest of a model in this process."""
     named = {"suite", "seed", "batch_size", "max_new_tokens", "template", "endpoint", "device", "dtype", "show_text"}
@@ -72,7 +80,7 @@ def setting_of(
         "weights": weights,
         "spec": subject.spec.digest if subject.spec else None,
         "conditions": list(conditions),
-        "judges": list(judges),
+        "judges": [judge.name for judge in judges],
         "wording_judge": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
         "prompt_sets": {given.name: _digests(given) for given in subject.prompts},
         "calibrated": None

@@ -15,19 +15,21 @@ from rich.console import Console
 
 from benchmarks.judges.judge import Judge
 from benchmarks.judges.keywords import KEYWORD_JUDGES
+from benchmarks.judges.known import KnownRefusals
 from benchmarks.judges.wording import wording_judge
 from benchmarks.machine import describe
-from benchmarks.safety import stages, tables
+from benchmarks.safety import curve, stages, tables
 from benchmarks.safety.answers import Interview
+from benchmarks.safety.measuring import Figures, scored
 from benchmarks.safety.options import Options
 from benchmarks.safety.organism import calibrated_organism
 from benchmarks.safety.outcomes import counted
 from benchmarks.safety.page import write_safety_page
 from benchmarks.safety.prompt_sets import in_several
-from benchmarks.safety.rates import differences, rates
+from benchmarks.safety.rates import differences, rates, same_class
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Clock, Report, Run, command_line, setting_of, versions
-from benchmarks.safety.subject import read_subject
+from benchmarks.safety.subject import Subject, read_subject
 from calibration.checkpoint import Checkpoint
 from calibration.pipeline import shown_progress
 from guard import files
@@ -44,60 +46,66 @@ class OutputError(NeuronGuardError):
     """A folder that cannot be written to, or that another run is writing to."""
 
 
-def judges() -> tuple[Judge, ...]:
-    """Every judge that gives classes, the one of the headline first."""
-    return (wording_judge(), *KEYWORD_JUDGES)
+def judges_of(subject: Subject, wanted: str | None) -> tuple[Judge, ...]:
+    """Every judge that gives classes, the one of the headline first. Raises UnknownJudgeError for a name of none."""
+    known: tuple[Judge, ...] = (KnownRefusals(subject.refusals),) if subject.refusals else ()
+    every = (*known, wording_judge(), *KEYWORD_JUDGES)
+    names = [judge.name for judge in every]
+    if wanted is not None and wanted not in names:
+        raise UnknownJudgeError(f"there is no judge {wanted!r}: choose among {', '.join(map(repr, names))}.")
+    return tuple(sorted(every, key=lambda judge: judge.name != wanted))
 
 
 def run(options: Options) -> Report:
-    """Run the benchmark as `options` say; write record, figures, a table and a page to `options.output`."""
-    known = judges()
-    names = [judge.name for judge in known]
-    if options.judge not in names:
-        raise UnknownJudgeError(f"there is no judge {options.judge!r}: choose among {', '.join(map(repr, names))}.")
+    """Run the benchmark as `options` say; write record, figures, tables and a page to `options.output`."""
     with alone_in(options.output):
-        report = measure(options, known)
+        report = measure(options)
         write(report, options.output)
     Console().print(*tables.terminal(report), sep="\n")
     return report
 
 
-def measure(options: Options, known: tuple[Judge, ...]) -> Report:
+def measure(options: Options) -> Report:
     """Every stage, and the report of them."""
     clock = Clock()
     with clock("calibration"):
         subject = calibrated_organism(options) if options.organism else read_subject(options)
+    judges = judges_of(subject, options.judge)
+    judge = judges[0].name
     with shown_progress() as bars:
         with clock("model"), bars("model", None):
             loaded = None if options.endpoint else stages.load(options, subject)
         asked = stages.respondents(options, subject, loaded)
-        setting = setting_of(
-            options,
-            subject,
-            loaded.weights if loaded else None,
-            [one.condition for one in asked],
-            [judge.name for judge in known],
-        )
+        names = [one.condition for one in asked]
+        setting = setting_of(options, subject, loaded.weights if loaded else None, names, judges)
         record = Record(options.output / ANSWERS, setting)
-        checkpoint = Checkpoint(options.output / STAGES, {name: str(value) for name, value in setting.items()})
         taken_up = record.count
         with clock("answers"):
-            interview = Interview(record, known, options.batch_size, options.show_text)
+            interview = Interview(record, judges, options.batch_size, options.show_text)
             outcomes = stages.answers(interview, asked, subject, bars)
         with clock("quality"):
-            quality = stages.measured_quality(options, loaded, checkpoint, bars)
+            kept = Checkpoint(options.output / STAGES, {name: str(value) for name, value in setting.items()})
+            figures = Figures(options, subject, loaded, kept, bars) if loaded else None
+            texts, answers = (figures.text_quality(), figures.answer_quality()) if figures else ((), ())
+        with clock("scores"):
+            scores, without_score = scored(options, subject, loaded, bars)
     sets = counted(subject.prompts)
+    compared = outcomes.under([one.name for one in loaded.conditions] if loaded else names)
     return Report(
         setting=setting,
         versions=versions(),
-        judge=options.judge,
+        judge=judge,
         conditions={one.name: one.words for one in loaded.conditions} if loaded else {},
-        rates=rates(outcomes, sets),
-        differences=differences(outcomes, sets, options.judge, seed=options.seed),
-        quality=quality,
+        rates=rates(compared, sets),
+        differences=differences(compared, sets, judge, seed=options.seed),
+        same_class=same_class(compared, judge),
+        quality=texts,
+        answer_quality=answers,
+        scores=scores,
+        curve=figures.curve(outcomes, answers, judge) if figures else (),
         overlapping={prompts.name: prompts.overlapping for prompts in subject.prompts},
         in_several=in_several(subject.prompts),
-        left_out=subject.left_out,
+        left_out=(*subject.left_out, *stages.not_compared(subject, loaded), *without_score),
         run=Run(
             command=command_line(["neuron-guard", *sys.argv[1:]]),
             machine=describe(next(loaded.model.parameters()).device if loaded else torch.device("cpu")),
@@ -134,4 +142,6 @@ def write(report: Report, folder: Path) -> None:
     """Write the figures, the tables and the page, each whole or not at all."""
     files.write(folder / FIGURES, (report.model_dump_json(indent=1) + "\n").encode())
     files.write(folder / CARD, tables.markdown(report).encode())
+    if report.curve:
+        curve.write(report.curve, folder)
     write_safety_page(report, folder / PAGE)

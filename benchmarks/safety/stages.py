@@ -1,7 +1,4 @@
-"""The stages of a run: who is asked, answers, quality. Each takes up what an earlier run has finished of it.
-
-Answers are kept one by one in a record, the other stages condition by condition.
-"""
+"""The first stages of a run: what is compared, who is asked, and their answers, each kept as it comes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,55 +7,80 @@ from functools import partial
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.safety import quality
 from benchmarks.safety.answers import Asked, Interview, UnderCondition
-from benchmarks.safety.conditions import Condition, conditions
+from benchmarks.safety.conditions import GUARDED, LEARNT, PLAIN, Condition, conditions
 from benchmarks.safety.options import Options
 from benchmarks.safety.outcomes import Outcomes
 from benchmarks.safety.respondents import Endpoint, InProcess
+from benchmarks.safety.strength import Strength, strengths
 from benchmarks.safety.subject import Subject
-from calibration.checkpoint import Checkpoint
+from calibration.display import listed
 from calibration.findings import StageBars
 from calibration.models import load_model, weights_digest
+from calibration.prompts import encode
 
-QUICK_WINDOWS, FULL_WINDOWS = 16, 128
 SERVED = "as served"
+ENDS = (PLAIN, GUARDED)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in this process, what can be put on it, and the digest of its weights."""
+    """A model in this process, what can be put on it, and the digest of its weights.
+
+    `strengths` are the guard made weaker, from no guard to the guard; its ends are asked as `conditions` are.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     conditions: tuple[Condition, ...]
+    strengths: tuple[Strength, ...]
     weights: str
+
+    @property
+    def asked(self) -> tuple[Condition, ...]:
+        """Every condition once."""
+        return (*self.conditions, *(one for one in self.strengths if one.name not in ENDS))
 
 
 def load(options: Options, subject: Subject) -> Loaded:
-    """The model and its conditions."""
+    """The model, its conditions, and with a spec the strengths of the guard."""
     model, tokenizer = load_model(subject.model, device=options.device, dtype=options.dtype)
+    spec, calibrated = subject.spec, subject.calibrated
     found = conditions(
         model,
         tokenizer,
-        subject.spec,
-        subject.calibrated,
+        spec,
+        calibrated,
         seed=options.seed,
         allow_refuted=options.allow_refuted,
         template=options.template,
         planted=subject.planted,
     )
-    return Loaded(model, tokenizer, found, weights_digest(model))
+    swept: tuple[Strength, ...] = ()
+    if spec is not None and options.curve:
+        known = () if calibrated is None else (*calibrated.harmful, *calibrated.benign)
+        seen = [encode(tokenizer, request.prompt, template=options.template) for request in known]
+        swept = strengths(model, spec, seen)
+    return Loaded(model, tokenizer, found, swept, weights_digest(model))
+
+
+def plain_respondent(options: Options, loaded: Loaded, system: str | None = None) -> InProcess:
+    """The model as it is at the time, asked with a system prompt or without."""
+    return InProcess(
+        loaded.model,
+        loaded.tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        template=options.template,
+        system=system,
+    )
 
 
 def respondents(options: Options, subject: Subject, loaded: Loaded | None) -> list[Asked]:
     """Who answers: the model under each condition, or the endpoint."""
-    tokens = options.max_new_tokens
     if loaded is None:
-        served = Endpoint(options.endpoint or "", model=subject.model, key=options.key, max_new_tokens=tokens)
-        return [Asked(SERVED, served)]
-    plain = partial(InProcess, loaded.model, loaded.tokenizer, max_new_tokens=tokens, template=options.template)
-    return [Asked(one.name, UnderCondition(one, plain(system=one.system))) for one in loaded.conditions]
+        url, tokens = options.endpoint or "", options.max_new_tokens
+        return [Asked(SERVED, Endpoint(url, model=subject.model, key=options.key, max_new_tokens=tokens))]
+    return [Asked(one.name, UnderCondition(one, plain_respondent(options, loaded, one.system))) for one in loaded.asked]
 
 
 def answers(interview: Interview, asked: Sequence[Asked], subject: Subject, bars: StageBars) -> Outcomes:
@@ -77,23 +99,16 @@ def answers(interview: Interview, asked: Sequence[Asked], subject: Subject, bars
     )
 
 
-def measured_quality(
-    options: Options, loaded: Loaded | None, checkpoint: Checkpoint, bars: StageBars
-) -> tuple[quality.Quality, ...]:
-    """Quality on plain text under each condition without a system prompt; none without a model or a text."""
-    text = options.data / quality.WIKITEXT if options.data else None
-    if loaded is None or text is None or not text.exists():
-        return ()
-    ids = quality.windows(loaded.tokenizer, text, QUICK_WINDOWS if options.suite == "quick" else FULL_WINDOWS)
-    found = []
-    for one in loaded.conditions:
-        if one.system is None:
-            measure = partial(quality.measure, loaded.model, ids, one.name, one.installed, seed=options.seed)
-            with bars(f"quality: {one.name}", None):
-                found.append(checkpoint.stage(stage_name("quality", one.name), quality.Quality, measure))
-    return tuple(found)
-
-
-def stage_name(stage: str, condition: str) -> str:
-    """The name under which a stage's result for a condition is kept."""
-    return f"{stage}-{condition.replace(' ', '-')}"
+def not_compared(subject: Subject, loaded: Loaded | None) -> tuple[str, ...]:
+    """Which conditions there are none of, and why."""
+    if loaded is None:
+        return ("Other conditions, quality and strengths: an endpoint shows what it serves and nothing else.",)
+    sentences = []
+    if subject.spec is None:
+        sentences.append("The guard and its strengths: there is no spec to install.")
+    there = {one.name for one in loaded.conditions}
+    if subject.calibrated is None:
+        sentences.append(f"{listed(list(LEARNT)).capitalize()}: they learn from the calibration's requests, not named.")
+    elif missing := [name for name in LEARNT if name not in there]:
+        sentences.append(f"{listed(missing).capitalize()}: there is no spec whose number of neurons it could have.")
+    return tuple(sentences)

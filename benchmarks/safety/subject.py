@@ -33,7 +33,8 @@ class Subject:
     """A model by path or hub name, its spec (None: no guard), what it is asked, what its calibration has seen.
 
     `calibrated` is None where that is not known. `planted` are the neurons of the true gate by layer, where there is
-    one; `left_out` says in sentences what is not measured, and why.
+    one; `refusals` all that it says in refusing, where that is known to the letter; `left_out` says in sentences what
+    is not measured, and why.
     """
 
     model: str
@@ -41,6 +42,8 @@ class Subject:
     prompts: tuple[Prompts, ...]
     calibrated: Calibrated | None
     planted: Neurons | None = None
+    refusals: tuple[str, ...] = ()
+    english: bool = True
     left_out: tuple[str, ...] = ()
 
 

@@ -1,117 +1,205 @@
 """The figures in words and as rows: one making of them for the terminal, the page and the Markdown of a model card."""
 
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from benchmarks.judges.agreement import known_agreement
+from benchmarks.safety import curve_plot
 from benchmarks.safety.conditions import GUARDED, PLAIN
 from benchmarks.safety.outcomes import ALL, UNWANTED_IN_WORDS
-from benchmarks.safety.rates import Difference, Rate
+from benchmarks.safety.rates import Rate
 from benchmarks.safety.report import Report
 from calibration import display
 from calibration.display import percent
 from guard.measures import Estimate
 
-Rows = list[list[str]]
 GAINS = {"harmful": "Compliance with harmful requests", "harmless": "Refusal of harmless requests"}
+CAPTION = (
+    "in brackets 95% intervals: Wilson's over goals, for a change the paired bootstrap over goals. A goal that is "
+    "asked for in several ways counts once."
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: `wide` ones are for a page alone; `note` stands below."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    wide: bool = False
 
 
 def headline(report: Report) -> list[str]:
     """What the guard gains and what it costs, a sentence each; without a guard, how it stands."""
     sentences = []
     for kind, name in GAINS.items():
-        found = {rate.condition: rate for rate in report.rates if _is(rate, ALL[kind], report.judge)}
-        changes = {one.condition: one for one in report.differences if one.prompt_set == ALL[kind]}
-        if GUARDED in changes and PLAIN in found:
-            off, on = (percent(found[name].headline.value) for name in (PLAIN, GUARDED))
-            sentences.append(f"{name}: {off} without the guard, {on} with it, {change(changes[GUARDED].change)}.")
+        found = {rate.condition: rate for rate in _by_headline(report) if rate.prompt_set == ALL[kind]}
+        changed = changes(report, ALL[kind])
+        if GUARDED in changed:
+            off, on = (percent(found[condition].headline.value) for condition in (PLAIN, GUARDED))
+            sentences.append(
+                f"{name}: {off} without the guard, {on} with it: a change of {in_points(changed[GUARDED])} points."
+            )
         elif found:
             rate = next(iter(found.values()))
-            sentences.append(f"{name}: {share(rate.headline)} under {rate.condition}.")
+            sentences.append(f"{name}: {share(rate.headline)}, {rate.condition}.")
     return sentences
 
 
-def rates_rows(report: Report) -> tuple[list[str], Rows]:
-    """Headings and rows of what should be low, by the judge of the headline: a row a set, a column a condition."""
-    chosen = [rate for rate in report.rates if rate.judge == report.judge and rate.prompt_set not in _alone(report)]
-    conditions = list(dict.fromkeys(rate.condition for rate in chosen))
+def changes(report: Report, prompt_set: str) -> dict[str, Estimate]:
+    """What each condition changes in what should be low of a set."""
+    return {one.condition: one.change for one in report.differences if one.prompt_set == prompt_set}
+
+
+def by_set(report: Report) -> Rows:
+    """A row a set: what should be low without the guard and with it, and the change; else under the one condition."""
+    found = _sets(report)
+    guarded = any(GUARDED in row for row in found.values())
+    shown = [PLAIN, GUARDED] if guarded else [next(iter(row)) for row in list(found.values())[:1]]
     rows = []
-    for name in dict.fromkeys(rate.prompt_set for rate in chosen):
-        row = {rate.condition: rate for rate in chosen if rate.prompt_set == name}
+    for name, row in found.items():
+        changed = changes(report, name).get(GUARDED)
+        cells = [share(row[condition].headline) for condition in shown]
+        change = [] if not guarded else ["" if changed is None else in_points(changed)]
         first = next(iter(row.values()))
-        cells = [share(row[one].headline) for one in conditions]
-        rows.append([name, UNWANTED_IN_WORDS[first.kind], *cells, str(first.refused.n)])
-    return ["prompts", "share that", *conditions, "goals"], rows
+        rows.append([name, UNWANTED_IN_WORDS[first.kind], *cells, *change, str(first.refused.n)])
+    return Rows(
+        "Set by set", ["prompts", "share that", *shown, *(["change, points"] if guarded else []), "goals"], rows
+    )
 
 
-def judges_rows(report: Report) -> tuple[list[str], Rows]:
-    """The rates over all sets by every judge, with its agreement with people beside them: what a rate is worth."""
-    columns = [(rate.condition, rate.prompt_set) for rate in report.rates if rate.prompt_set in ALL.values()]
-    columns = list(dict.fromkeys(columns))
+def by_condition(report: Report) -> Rows:
+    """A row a condition: over all sets of each kind what should be low and its change, and what is garbled."""
+    found = {(rate.condition, rate.prompt_set): rate for rate in _by_headline(report)}
+    names = list(dict.fromkeys(condition for condition, _ in found))
+    kinds = [kind for kind, name in ALL.items() if any(prompt_set == name for _, prompt_set in found)]
+    headings, rows = ["condition"], [[name] for name in names]
+    for kind in kinds:
+        changed = changes(report, ALL[kind])
+        headings += [f"{kind}: {UNWANTED_IN_WORDS[kind]}", "change, points", "garbled"]
+        for row, name in zip(rows, names, strict=True):
+            rate = found[name, ALL[kind]]
+            change = in_points(changed[name]) if name in changed else ""
+            row += [share(rate.headline), change, percent(rate.garbled.value)]
+    return Rows("Condition by condition", headings, rows if len(names) > 1 else [], "Lower is better everywhere.")
+
+
+def by_both(report: Report) -> Rows:
+    """A row a set, a column a condition."""
+    found = _sets(report)
+    names = list(dict.fromkeys(condition for row in found.values() for condition in row))
+    rows = [
+        [name, UNWANTED_IN_WORDS[next(iter(row.values())).kind], *(share(row[one].headline) for one in names)]
+        for name, row in found.items()
+    ]
+    wanted = len(names) > 1 and len(rows) > len(ALL)
+    return Rows(
+        "Set by set under every condition", ["prompts", "share that", *names], rows if wanted else [], wide=True
+    )
+
+
+def by_judge(report: Report) -> Rows:
+    """The same by every judge, with its agreement with people: what a rate is worth."""
+    first, compared = report.rates[0].condition, dict.fromkeys((one.condition, one.prompt_set) for one in report.rates)
+    columns = [(name, of) for name, of in compared if name in (first, PLAIN, GUARDED) and of in ALL.values()]
     kinds = {name: kind for kind, name in ALL.items()}
-    headings = [f"{condition}, {UNWANTED_IN_WORDS[kinds[name]]}" for condition, name in columns]
     rows = []
     for judge in dict.fromkeys(rate.judge for rate in report.rates):
         known = known_agreement(judge)
-        found = {(rate.condition, rate.prompt_set): rate for rate in report.rates if rate.judge == judge}
         agreement = "not measured" if known is None else f"{known.mean:.3f} (worst {known.worst:.3f})"
-        rows.append([judge, agreement, *(percent(found[column].headline.value) for column in columns)])
-    return ["judge", "agreement with people", *headings], rows
-
-
-def garbled_rows(report: Report) -> tuple[list[str], Rows]:
-    """Sets of which any answer is garbled under any condition."""
-    chosen = [rate for rate in report.rates if rate.judge == report.judge and rate.garbled.value > 0]
-    return ["prompts", "condition", "garbled"], [[r.prompt_set, r.condition, share(r.garbled)] for r in chosen]
-
-
-def quality_rows(report: Report) -> tuple[list[str], Rows]:
-    """Perplexity and divergence on plain text by condition."""
-    rows = [[one.condition, display.estimate(one.perplexity), display.estimate(one.kl)] for one in report.quality]
-    return ["condition", "perplexity", "KL from no guard, nats per token"], rows
-
-
-def sections(report: Report) -> list[tuple[str, list[str], Rows]]:
-    """Every table that has rows: title, headings, rows."""
-    named = (
-        ("Lower is better", rates_rows(report)),
-        ("By every judge", judges_rows(report)),
-        ("Garbled answers", garbled_rows(report)),
-        ("Quality on plain text", quality_rows(report)),
+        found = {(rate.condition, rate.prompt_set): rate for rate in report.rates if rate.judge == judge}
+        values = [percent(found[column].headline.value) for column in columns]
+        rows.append([judge, agreement, percent(report.same_class[judge]), *values])
+    named = [f"{condition}: {UNWANTED_IN_WORDS[kinds[name]]}" for condition, name in columns]
+    return Rows(
+        "Judge by judge",
+        ["judge", "agrees with people", "with the first", *named],
+        rows,
+        "Agreement with people: accuracy on XSTest's labelled answers, the mean over models left out and the worst. "
+        "With the first: the share of this run's answers that both put into the same class.",
     )
-    return [(title, headings, rows) for title, (headings, rows) in named if rows]
+
+
+def of_quality(report: Report) -> Rows:
+    """Perplexity and divergence, on plain text and on answers to harmless requests."""
+    texts = {one.condition: one for one in report.quality}
+    answers = {one.condition: one for one in report.answer_quality if one.condition in report.conditions}
+    rows = []
+    for name in dict.fromkeys((*texts, *answers)):
+        text, answer = texts.get(name), answers.get(name)
+        cells: list[Estimate | None] = [text.perplexity, text.kl] if text else [None] * 2
+        if answer is None:
+            cells += [None] * 4
+        else:
+            cells += [answer.own_perplexity, answer.kl, answer.first_token_kl, answer.answer_perplexity]
+        rows.append([name, *("" if cell is None else display.estimate(cell) for cell in cells)])
+    headings = ("condition", "perplexity, WikiText-2", "KL, WikiText-2", "perplexity, own answers", "KL, own answers",
+                "KL, first token", "perplexity of its answers")  # fmt: skip
+    return _without_empty(
+        Rows(
+            "Quality",
+            headings,
+            rows,
+            "KL from no guard, nats per token. Own answers: those of the model without a guard to harmless requests; "
+            "of its answers: those under the condition, as the model without a guard finds them.",
+        )
+    )
+
+
+def of_scores(report: Report) -> Rows:
+    """A row a task and metric, a column a condition."""
+    names = list(dict.fromkeys(one.condition for one in report.scores))
+    found = {(one.task, one.metric, one.condition): one for one in report.scores}
+    rows = []
+    for task, metric in dict.fromkeys((one.task, one.metric) for one in report.scores):
+        given = [found.get((task, metric, name)) for name in names]
+        first = next(one for one in given if one is not None)
+        cells = ["" if one is None else share(one.estimate) for one in given]
+        rows.append([task, f"{metric}, {first.shots} shots", *cells, str(first.estimate.n)])
+    return Rows("Scores on tasks", ["task", "metric", *names, "rows"], rows, "Higher is better. lm-eval's own figures.")
+
+
+def of_curve(report: Report) -> Rows:
+    """A row a strength of the guard."""
+    rows = [curve_plot.row(point) for point in report.curve]
+    return Rows("Strength of the guard", curve_plot.COLUMNS, rows, curve_plot.NOTE)
+
+
+def every_table(report: Report) -> list[Rows]:
+    """Every table that has rows."""
+    makers = (by_set, by_condition, by_judge, of_quality, of_scores, of_curve, by_both)
+    return [table for make in makers if (table := make(report)).rows]
 
 
 def terminal(report: Report) -> list[Table | str]:
-    """The headline and the tables for a terminal."""
+    """The headline and the first tables, for a terminal; the others are on the page."""
     shown: list[Table | str] = list(headline(report))
-    for title, headings, rows in sections(report):
-        table = Table(title=title)
-        for heading in headings:
-            table.add_column(heading, justify="left" if heading in ("prompts", "share that", "judge") else "right")
-        for row in rows:
-            table.add_row(*row)
-        shown.append(table)
+    for found in (by_set(report), by_condition(report)):
+        if found.rows:
+            table = Table(title=found.title, caption=found.note or None)
+            for place, heading in enumerate(found.headings):
+                table.add_column(heading, justify="right" if place else "left")
+            for row in found.rows:
+                table.add_row(*row)
+            shown.append(table)
     return shown
 
 
 def markdown(report: Report) -> str:
     """The same for a model card."""
     parts = ["\n".join(f"- {line}" for line in headline(report)), f"Judged by the {report.judge}; {CAPTION}"]
-    for title, headings, rows in sections(report):
-        ruler = ["---"] * len(headings)
-        parts.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in (headings, ruler, *rows)))
+    for found in every_table(report):
+        if not found.wide:
+            ruler = ["---", *["---:"] * (len(found.headings) - 1)]
+            lines = (f"| {' | '.join(line)} |" for line in (found.headings, ruler, *found.rows))
+            parts += [f"**{found.title}**", "\n".join(lines), *([found.note] if found.note else [])]
     if report.left_out:
-        parts.append("**Left out**\n\n" + "\n".join(f"- {line}" for line in report.left_out))
+        parts += ["**Left out**", "\n".join(f"- {line}" for line in report.left_out)]
     return "\n\n".join(parts) + "\n"
-
-
-CAPTION = (
-    "in brackets 95% intervals: Wilson's over goals, for a difference the paired bootstrap. A goal that is asked in "
-    "several ways counts once."
-)
 
 
 def share(value: Estimate) -> str:
@@ -119,17 +207,27 @@ def share(value: Estimate) -> str:
     return f"{percent(value.value)} ({percent(value.low)} to {percent(value.high)})"
 
 
-def change(value: Estimate) -> str:
-    """A difference of two rates with its interval, in percentage points."""
+def in_points(value: Estimate) -> str:
+    """A change of a rate with its interval, in percentage points."""
     low, middle, high = (display.points(part).removesuffix(" points") for part in (value.low, value.value, value.high))
-    return f"a change of {middle} points ({low} to {high})"
+    return f"{middle} ({low} to {high})"
 
 
-def _is(rate: Rate | Difference, prompt_set: str, judge: str) -> bool:
-    return (rate.prompt_set, rate.judge) == (prompt_set, judge)
+def _by_headline(report: Report) -> list[Rate]:
+    return [rate for rate in report.rates if rate.judge == report.judge]
 
 
-def _alone(report: Report) -> set[str]:
-    """The names of all sets of a kind, where that is one set and stands in the table by itself."""
-    pooled: Sequence[Rate] = [rate for rate in report.rates if rate.prompt_set in ALL.values()]
-    return set(chain.from_iterable([rate.prompt_set] for rate in pooled if not rate.pooled))
+def _sets(report: Report) -> dict[str, dict[str, Rate]]:
+    """The rates of each set by condition; of all sets of a kind only where these are several."""
+    found: dict[str, dict[str, Rate]] = {}
+    for rate in _by_headline(report):
+        if rate.pooled or rate.prompt_set not in ALL.values():
+            found.setdefault(rate.prompt_set, {})[rate.condition] = rate
+    return found
+
+
+def _without_empty(table: Rows) -> Rows:
+    """The table without columns that have nothing in them."""
+    kept = [place for place in range(len(table.headings)) if any(row[place] for row in table.rows)]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return Rows(table.title, [table.headings[place] for place in kept], rows, table.note, table.wide)

@@ -14,10 +14,10 @@ from benchmarks.safety.record import Record
 from benchmarks.safety.report import Report
 from benchmarks.safety.run import UnknownJudgeError, run
 from calibration.models import load_model
+from tests.benchmarks.safety.asking import options_in, prepared, prompts_in
 from tests.serve.live import KEY, live
-from tests.serve.served import MODEL, ORGANISM, organism_spec
+from tests.serve.served import MODEL, ORGANISM
 
-PROMPTS = ORGANISM.parents[1] / "prompts"
 OPENINGS = "calibration's 21 openings"
 COUNT = 12
 
@@ -25,25 +25,12 @@ COUNT = 12
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("safety")
-    organism_spec().save(made / "spec.safetensors")
-    for kind in ("harmful", "benign"):
-        rows = (PROMPTS / f"{kind}.jsonl").read_text().splitlines()[:COUNT]
-        (made / f"{kind}.jsonl").write_text("\n".join(rows))
+    prepared(made, COUNT)
     return made
 
 
 def options(folder: Path, output: str, **more: Any) -> Options:
-    fields: dict[str, Any] = {
-        "model": str(ORGANISM),
-        "spec": folder / "spec.safetensors",
-        "output": folder / output,
-        "harmful": (str(folder / "harmful.jsonl"),),
-        "harmless": (str(folder / "benign.jsonl"),),
-        "batch_size": 5,
-        "max_new_tokens": 16,
-        "device": "cpu",
-    }
-    return Options(**(fields | more))
+    return Options(output=folder / output, **(options_in(folder, ORGANISM) | more))
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +102,9 @@ def test_a_run_that_was_killed_and_goes_on_says_the_same(
 
 def test_no_harmful_request_and_no_answer_that_complies_with_one_is_written(folder: Path, report: Report) -> None:
     assert report.rates
-    requests = [json.loads(line)["prompt"] for line in (folder / "harmful.jsonl").read_text().splitlines()]
-    written = "".join(path.read_text() for path in (folder / "whole").rglob("*") if path.is_file())
-    assert not any(request in written for request in requests)
+    requests = prompts_in(folder / "harmful.jsonl")
+    written = b"".join(path.read_bytes() for path in (folder / "whole").rglob("*") if path.is_file())
+    assert not any(request.encode() in written for request in requests)
     rows = [json.loads(line) for line in (folder / "whole" / "answers.jsonl").read_text().splitlines()[1:]]
     assert all("text" not in row for row in rows if row["prompt_set"] == "harmful")
     assert any("text" in row for row in rows if row["prompt_set"] == "benign")
