@@ -25,7 +25,7 @@ from benchmarks.safety.condition import Calibrated, Condition
 from benchmarks.truth import ablation
 from calibration.behaviour import pad_token
 from calibration.bounds import Budget
-from calibration.display import plural
+from calibration.display import percent, plural
 from calibration.findings import Settings
 from calibration.material import Encoder
 from calibration.sequences import Example, collate
@@ -48,6 +48,7 @@ def learnt(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, s
     direction = refusal_direction.candidates(
         model, requests.learning_batches.reference, requests.learning_batches.benign
     )
+    output_filter = learnt_filter(requests, budget)
     found = [
         _condition(DIRECTION, encoder, chosen(requests, direction, budget)),
         _condition(
@@ -55,7 +56,12 @@ def learnt(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, s
             encoder,
             chosen(requests, conditional.candidates(model, requests.learning_batches), budget),
         ),
-        Condition(FILTER, nullcontext, rewrite=learnt_filter(requests, budget), words="reads finished answers"),
+        Condition(
+            FILTER,
+            nullcontext,
+            rewrite=output_filter,
+            words=f"reads whole answers, stops {percent(output_filter.rate)} of benign ones at most",
+        ),
     ]
     if spec is not None and spec.layers:
         count = sum(len(edit.neurons) for edit in spec.layers)

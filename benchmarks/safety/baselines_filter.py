@@ -25,13 +25,14 @@ from guard.architectures import architecture_of
 @dataclass(frozen=True)
 class OutputFilter:
     """Replaces the answers whose mean residual stream entering `layer`, along `direction` [d_model], passes
-    `threshold`.
+    `threshold`; of benign answers, `rate` at most.
     """
 
     encoder: Encoder
     layer: int
     direction: Tensor
     threshold: float
+    rate: float
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[str]:
         """The answers that leave, in order: each as it is, or a refusal."""
@@ -60,8 +61,8 @@ def learnt_filter(requests: Lesson, budget: Budget) -> OutputFilter:
     benign, _ = _points(encoder, learning.benign, layer)
     direction = logistic_direction(complying, torch.cat([refusing, benign]))
     fresh, _ = _points(encoder, requests.choosing.benign, layer)
-    threshold, _ = conformal_threshold(fresh @ direction, budget.refusal)
-    return OutputFilter(encoder, layer, direction, threshold)
+    threshold, rate = conformal_threshold(fresh @ direction, budget.refusal)
+    return OutputFilter(encoder, layer, direction, threshold, rate)
 
 
 def _points(encoder: Encoder, examples: Sequence[Example], layer: int) -> tuple[Tensor, Tensor]:

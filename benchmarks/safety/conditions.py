@@ -15,10 +15,11 @@ from benchmarks.safety.baselines import LEARNT, learnt
 from benchmarks.safety.condition import Calibrated, Condition
 from benchmarks.safety.respondents import SYSTEM_PROMPT
 from benchmarks.truth import ablation
+from calibration.display import listed, plural
 from calibration.material import Encoder
 from guard.architectures import architecture_of
 from guard.hf import install, install_edits
-from guard.spec import EditSpec, LayerEdit
+from guard.spec import EditSpec, LayerEdit, Trigger
 
 __all__ = ["GUARDED", "LEARNT", "PLAIN", "RANDOM", "SYSTEM", "TRUE_GATE", "Calibrated", "Condition", "conditions"]
 
@@ -40,20 +41,28 @@ def conditions(
     """All that can be compared: no guard, and with a spec the guard; a system prompt, and with a spec its edit on
     random neurons; what is learnt from the `calibrated` requests; and the `planted` neurons, by layer, at 0.
     """
-    guarded = spec is not None and bool(spec.layers)
-    found = [Condition(PLAIN, nullcontext)]
-    if spec is not None and guarded:
-        found.append(Condition(GUARDED, partial(install, model, spec, allow_refuted=allow_refuted)))
-    found.append(Condition(SYSTEM, nullcontext, SYSTEM_PROMPT))
-    if spec is not None and guarded:
-        elsewhere = random_edits(model, spec, seed)
-        found.append(Condition(RANDOM, partial(install_edits, model, elsewhere, spec.trigger)))
+    found = [Condition(PLAIN, nullcontext), Condition(SYSTEM, nullcontext, SYSTEM_PROMPT, words="asks for refusals")]
+    if spec is not None and spec.layers:
+        guarded, elsewhere = partial(install, model, spec, allow_refuted=allow_refuted), random_edits(model, spec, seed)
+        found.insert(1, Condition(GUARDED, guarded, words=_in_words(spec.layers, spec.trigger)))
+        found.append(
+            Condition(
+                RANDOM, partial(install_edits, model, elsewhere, spec.trigger), words=_in_words(elsewhere, spec.trigger)
+            )
+        )
     if calibrated is not None:
         found += learnt(Encoder(model, tokenizer, template, BATCH, TOKENS), spec, calibrated, seed=seed)
     if planted:
-        neurons = [(layer, neuron) for layer, own in planted.items() for neuron in own]
-        found.append(Condition(TRUE_GATE, partial(install_edits, model, ablation(neurons))))
+        gate = ablation((layer, neuron) for layer, own in planted.items() for neuron in own)
+        found.append(Condition(TRUE_GATE, partial(install_edits, model, gate), words=_in_words(gate, None)))
     return tuple(found)
+
+
+def _in_words(edits: Sequence[LayerEdit], trigger: Trigger | None) -> str:
+    layers = [str(edit.layer) for edit in edits]
+    neurons = plural(sum(len(edit.neurons) for edit in edits), "neuron")
+    where = f"{neurons} of layer{'s' if len(layers) > 1 else ''} {listed(layers)}"
+    return where + (" where a trigger says so" if trigger else "")
 
 
 def random_edits(model: nn.Module, spec: EditSpec, seed: int) -> tuple[LayerEdit, ...]:
