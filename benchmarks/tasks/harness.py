@@ -108,6 +108,9 @@ def at_endpoint(
 ) -> Harness:
     """An OpenAI-compatible endpoint at `url`, up to its /v1, as lm-eval asks it.
 
+    What is longer than the context loses its beginning as in process, two tokens sooner: an endpoint wants room to
+    answer.
+
     Choices need completions with the prompt's log-probabilities and token ids: those of `tokenizer` (a path or hub
     name), else those that the endpoint's own /tokenize gives. `context` is in tokens.
     """
