@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.robustness.command import robustness
 from benchmarks.safety.command import safety
 
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
@@ -193,3 +194,4 @@ def add_to(bench: typer.Typer) -> None:
     """Add the sub-commands to `neuron-guard bench`."""
     for function in (localisation, claims, shuffled, effects, calibration, op, generate, serving, soak, safety, judges):
         bench.command()(function)
+    bench.command()(robustness)

@@ -188,7 +188,12 @@ def _own_module(parent: nn.Module, name: str, where: str) -> nn.Module:
 
 
 def _device(module: nn.Module) -> torch.device:
-    device = next(chain(module.parameters(), module.buffers())).device  # some quantised layers have buffers alone
+    stored = next(chain(module.parameters(), module.buffers()), None)  # some quantised layers have buffers alone
+    if stored is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} holds no tensor: quantise the model with bitsandbytes, torchao or quanto instead."
+        )
+    device = stored.device
     if device.type == "meta":
         raise UnsupportedModelError("the model's weights are offloaded; load it whole onto its devices to guard it.")
     return device

@@ -10,18 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from guard.architectures import widths
+from guard.errors import UnsupportedModelError
 
 
 def stored_tensors(linear: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and value of each tensor that `linear` computes with, in an order that is always the same.
 
     A plain map has weight and bias. A quantised one has its integers and, by their names in that library, the scales,
-    zero points and code books that belong to them.
+    zero points and code books that belong to them. UnsupportedModelError where weights are packed into anything but
+    tensors, as torch.ao's own modules do.
     """
     _settle(linear)
     # bitsandbytes 0.50 transposes the scales of 4-bit weights that have run on a CPU when asked for a state_dict
     state = linear.named_parameters() if _four_bit(linear) else linear.state_dict().items()
     for name, stored in sorted(state, key=lambda item: item[0]):
+        if not isinstance(stored, Tensor):
+            raise UnsupportedModelError(
+                f"a projection keeps its {name} as {type(stored).__name__}, not as tensors: quantise the model with "
+                "bitsandbytes, torchao or quanto instead."
+            )
         yield from _plain_tensors(name, stored.detach())
         yield from _beside(f"{name}.quant_state", getattr(stored, "quant_state", None))
 

@@ -26,6 +26,7 @@ ONLY_IN = {
     "vllm": {"guard/vllm_worker.py", "benchmarks/serving_vllm.py"},  # where it serves, and where that is timed
     "triton": {"guard/ops/triton_kernel.py"},
     "liger_kernel": {"benchmarks/op_peers.py"},  # compared with where it is installed
+    "bitsandbytes": {"benchmarks/robustness/quantisation.py"},  # rounds weights where it is installed
     "lm_eval": {"benchmarks/tasks/harness.py"},
     "aiohttp": {"benchmarks/tasks/harness.py"},  # what lm-eval asks an endpoint with
     "nltk": {"benchmarks/tasks/harness.py"},  # what one of its tasks needs

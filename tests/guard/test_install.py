@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from guard import EditSpec, install
-from guard.errors import ModelMismatchError, NeuronGuardError, RefutedSpecError, SelfTestError, SpecError
+from guard.errors import (
+    ModelMismatchError,
+    NeuronGuardError,
+    RefutedSpecError,
+    SelfTestError,
+    SpecError,
+    UnsupportedModelError,
+)
 from guard.fingerprint import fingerprint
+from guard.hf import install_edits
 from guard.spec import (
     Estimate,
     Evidence,
@@ -187,3 +196,12 @@ def test_whatever_interrupts_the_self_test_leaves_the_model_as_it_was(
     with pytest.raises(error):  # type: ignore[call-overload]
         install(model, spec_for(model))
     assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+
+
+def test_a_down_projection_without_tensors_is_refused_and_left_in_place(tiny_model: TinyModel) -> None:
+    model = tiny_model()
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = nn.Identity()
+    with pytest.raises(UnsupportedModelError, match="holds no tensor"):
+        install_edits(model, EDITS)
+    assert isinstance(mlp.down_proj, nn.Identity)

@@ -1,12 +1,16 @@
 """What a linear map stores: plain ones, and every way in which a library keeps quantised ones."""
 
+import warnings
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import quantize_dynamic
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers.pytorch_utils import Conv1D
 
+from guard.errors import UnsupportedModelError
 from guard.stored_weights import stored_tensors
 
 
@@ -83,3 +87,11 @@ def test_what_is_kept_beside_a_weight_counts_and_so_does_what_is_nested_in_it() 
     assert names(linear) == ["weight", *beside, *nested]
     assert linear.runs == 1
     assert names(FourBit(State())) == ["weight", *beside]
+
+
+def test_weights_packed_into_anything_but_tensors_are_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        packed = quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
+    with pytest.raises(UnsupportedModelError, match="not as tensors"):
+        names(packed[0])

@@ -1,0 +1,114 @@
+"""`neuron-guard bench robustness`: attack a guarded model and say what breaks its guard.
+
+One attack after the other, each kept when it is done, so that a run that was killed goes on with the next. What is kept
+and written is counts, losses and hashes.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
+
+from benchmarks.machine import describe
+from benchmarks.robustness import tables
+from benchmarks.robustness.fine_tuning import TRAININGS, fine_tuning
+from benchmarks.robustness.options import Options
+from benchmarks.robustness.organisms import OwnOrganism, require_organism, weights_digest
+from benchmarks.robustness.prefill import prefill
+from benchmarks.robustness.quantisation import FORMS, quantisation
+from benchmarks.robustness.replay import StaticAttack, replay
+from benchmarks.robustness.result import AttackName, AttackResult, Report
+from benchmarks.robustness.subject import Subject
+from benchmarks.robustness.subjects import model_of, organism_of
+from benchmarks.robustness.suffix_attack import searches_of, suffix
+from benchmarks.safety.prompt_sets import digest_of_all
+from benchmarks.safety.report import Clock, Run, command_line, versions
+from calibration.checkpoint import Checkpoint
+from calibration.findings import StageBars
+from calibration.pipeline import shown_progress
+from guard.errors import NeuronGuardError
+
+NO_SUFFIXES = (
+    "Suffix search and fine-tuning were left out: they would make a model more compliant, and run on the project's own "
+    "organisms alone."
+)
+
+
+class NothingToAttackError(NeuronGuardError):
+    """A spec without an edit, or no harmful request to ask."""
+
+
+def run(options: Options) -> Report:
+    """Run the attacks as `options` say; write report and Markdown to `options.output`, print the table."""
+    clock = Clock()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with clock("subject"):
+        subject, attacks = organism_of(options) if options.organism else model_of(options)
+    if not subject.spec.layers or not subject.requests:
+        missing = "edits nothing" if not subject.spec.layers else "has no harmful request to be attacked with"
+        raise NothingToAttackError(f"the guard of {subject.name} {missing}: there is nothing to attack.")
+    setting = _setting(options, subject, attacks)
+    checkpoint = Checkpoint(options.output / "work", setting)
+    done = [one.name for one in (options.output / "work").glob("*.json")]
+    results = []
+    with shown_progress() as bars:
+        for name in options.chosen:
+            with clock(name):
+                attack = partial(_attack, name, subject, attacks, options, bars)
+                results.append(checkpoint.stage(name, AttackResult, attack))
+    machine = describe(next(subject.model.parameters()).device)
+    report = Report(
+        subject=subject.name,
+        setting=setting,
+        attacks=tuple(results),
+        left_out=() if isinstance(subject, OwnOrganism) else (NO_SUFFIXES,),
+        run=Run(
+            command=command_line(["neuron-guard", *sys.argv[1:]]),
+            machine=machine,
+            started=clock.started,
+            seconds=clock.seconds,
+            taken_up=len(done),
+        ),
+    )
+    (options.output / "robustness.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
+    (options.output / "robustness.md").write_text(tables.markdown(report), "utf-8")
+    Console().print(tables.table(report), *tables.sentences(report), sep="\n")
+    checkpoint.discard()
+    return report
+
+
+def _attack(
+    name: AttackName, subject: Subject, attacks: Sequence[StaticAttack], options: Options, bars: StageBars
+) -> AttackResult:
+    size = options.size
+    if name == "replay":
+        with bars(name, len(attacks)) as advance:
+            return replay(subject, attacks, advance=advance)
+    if name == "prefill":
+        with bars(name, len(subject.targets()) + len(subject.beside())) as advance:
+            return prefill(subject, advance=advance)
+    if name == "quantisation":
+        with bars(name, len(FORMS)) as advance:
+            return quantisation(subject, advance=advance)
+    if name == "fine-tuning":
+        with bars(name, TRAININGS) as advance:
+            return fine_tuning(subject, size.steps, seed=options.seed, advance=advance)
+    few = require_organism(subject).first(size.searched)
+    with bars(name, searches_of(few)) as advance:
+        return suffix(few, size.budget, seed=options.seed, advance=advance)
+
+
+def _setting(options: Options, subject: Subject, attacks: Sequence[StaticAttack]) -> dict[str, str]:
+    """All that decides the figures, and nothing that does not."""
+    decisive = {"quick", "seed", "template", "dtype", "batch_size", "max_new_tokens"}
+    return {
+        **{name: str(value) for name, value in options.model_dump(include=decisive).items()},
+        **{f"replayed {one.name}": digest_of_all(one.attacked) for one in attacks},
+        **versions(),
+        "size": options.size.model_dump_json(),
+        "model": weights_digest(subject.model),
+        "spec": subject.spec.digest,
+        "requests": digest_of_all(subject.requests),
+        "judged by": subject.classify.__name__.removeprefix("by_").replace("_", " "),
+    }
