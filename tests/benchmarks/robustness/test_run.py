@@ -19,6 +19,7 @@ from tests.benchmarks.robustness.guarded import NAME, guarded_organism
 from tests.serve.served import ORGANISM, organism_spec
 
 PROMPTS = ORGANISM.parents[1] / "prompts"
+SHORT = ("replay", "prefill", "suffix")
 SMALL = Size(requests=6, searched=2, steps=(1,), budget=Budget(tokens=2, steps=1, candidates=3))
 
 
@@ -77,9 +78,14 @@ def test_no_request_and_no_answer_is_written(folder: Path, report: Report) -> No
         assert (request.compliance or "") not in written
 
 
-@pytest.mark.parametrize("stage", ["replay", "fine-tuning"])
+@pytest.fixture(scope="module")
+def short(folder: Path) -> Report:
+    return run(options(folder, "short", attacks=SHORT))
+
+
+@pytest.mark.parametrize("stage", ["replay", "suffix"])
 def test_a_run_that_was_killed_and_goes_on_says_the_same(
-    folder: Path, report: Report, stage: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, short: Report, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"killed-{stage}"
     attack, asked = run_module._attack, []
@@ -92,9 +98,9 @@ def test_a_run_that_was_killed_and_goes_on_says_the_same(
 
     monkeypatch.setattr(run_module, "_attack", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(options(folder, name))
-    again = run(options(folder, name))
-    assert comparable(again) == comparable(report)
+        run(options(folder, name, attacks=SHORT))
+    again = run(options(folder, name, attacks=SHORT))
+    assert comparable(again) == comparable(short)
     assert len(asked) == len(set(asked)) + 1, "an attack that was done was done again"
     assert again.run.taken_up == len(asked) - len(asked[asked.index(stage) + 1 :]) - 1
 
