@@ -15,7 +15,7 @@ from benchmarks.judges.judge import Exchange
 from benchmarks.peers.vectors import compliance_rows, over_response
 from benchmarks.safety.baselines_requests import Lesson
 from calibration.bounds import Budget
-from calibration.material import DEFAULT_REFUSAL, Encoder, laid_out
+from calibration.material import Encoder, laid_out
 from calibration.prompts import Request
 from calibration.readout import conformal_threshold, entering_states, logistic_direction
 from calibration.sequences import Batch, Example
@@ -24,8 +24,8 @@ from guard.architectures import architecture_of
 
 @dataclass(frozen=True)
 class OutputFilter:
-    """Replaces the answers whose mean residual stream entering `layer`, along `direction` [d_model], passes
-    `threshold`; of benign answers, `rate` at most.
+    """Puts `refusal` in the place of answers whose mean residual stream entering `layer`, along `direction` [d_model],
+    passes `threshold`: of benign answers, `rate` at most.
     """
 
     encoder: Encoder
@@ -33,6 +33,7 @@ class OutputFilter:
     direction: Tensor
     threshold: float
     rate: float
+    refusal: str
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[str]:
         """The answers that leave, in order: each as it is, or a refusal."""
@@ -46,7 +47,7 @@ class OutputFilter:
         scores = _points(self.encoder, examples, self.layer)[0] @ self.direction  # [whole]
         for place, flagged in zip(whole, (scores > self.threshold).tolist(), strict=True):
             if flagged:
-                answers[place] = DEFAULT_REFUSAL
+                answers[place] = self.refusal
         return answers
 
 
@@ -62,7 +63,7 @@ def learnt_filter(requests: Lesson, budget: Budget) -> OutputFilter:
     direction = logistic_direction(complying, torch.cat([refusing, benign]))
     fresh, _ = _points(encoder, requests.choosing.benign, layer)
     threshold, rate = conformal_threshold(fresh @ direction, budget.refusal)
-    return OutputFilter(encoder, layer, direction, threshold, rate)
+    return OutputFilter(encoder, layer, direction, threshold, rate, requests.refusal)
 
 
 def _points(encoder: Encoder, examples: Sequence[Example], layer: int) -> tuple[Tensor, Tensor]:

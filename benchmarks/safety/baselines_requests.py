@@ -48,9 +48,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What baselines learn from (`learning`) and choose on (`choosing`), as examples and as batches."""
+    """What baselines learn from (`learning`) and choose on (`choosing`), as examples and as batches; `refusal` is how
+    the requests would have it said.
+    """
 
     encoder: Encoder
+    refusal: str
     learning: Part
     choosing: Part
     learning_batches: SplitBatches
@@ -67,7 +70,7 @@ def lesson(encoder: Encoder, calibrated: Calibrated, *, seed: int) -> Lesson:
     judge = Judge(refusal_openings(refusals), math.inf)
     learning = _part(encoder, harmful.calibration + harmful.held_out, benign.calibration + benign.held_out, judge)
     choosing = _part(encoder, harmful.validation, benign.validation, judge)
-    return Lesson(encoder, learning, choosing, learning.batches(encoder), choosing.batches(encoder))
+    return Lesson(encoder, refusals[0], learning, choosing, learning.batches(encoder), choosing.batches(encoder))
 
 
 def _part(encoder: Encoder, harmful: Sequence[Request], benign: Sequence[Request], judge: Judge) -> Part:

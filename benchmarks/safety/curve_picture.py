@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.safety.curve_plot import COSTS, costs_read, front_of, places, spent, swept
+from benchmarks.safety.curve_plot import COSTS, costs_read, for_logarithm, front_of, places, spent, swept
 from benchmarks.safety.curve_points import Cost, Point
 from guard.measures import Estimate
 
@@ -37,7 +37,7 @@ def picture(found: Sequence[Point], kind: Literal["png", "svg"]) -> bytes:
         figure = Figure(figsize=(width, HEIGHT_INCHES), layout="constrained")
         panels = figure.subplots(1, len(costs), squeeze=False)[0]
         for axes, cost in zip(panels, costs, strict=True):
-            _draw(axes, found, cost)
+            _draw(axes, for_logarithm(found), cost)
         panels[0].set_ylabel("harmful requests refused, %")
         handles, labels = panels[0].get_legend_handles_labels()
         handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # the front, a plain line, comes first
@@ -66,6 +66,8 @@ def _draw(axes: Axes, found: Sequence[Point], cost: Cost) -> None:
         markerfacecolor="none", markeredgewidth=1.0, label="Pareto front", zorder=4,
     )  # fmt: skip
     axes.set_xlabel(COSTS[cost][0] + (", %" if cost == "harmless" else ""))
+    if cost == "kl":
+        axes.set_xscale("log")
     axes.set_ylim(-4, 104)
     axes.margins(x=0.06)
 

@@ -1,11 +1,13 @@
 """The curve as a figure of a page: for each cost that was read, refusal of harmful requests over it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.safety.curve_points import Cost, Point
 from calibration.display import estimate, share
 from calibration.plot_parts import Json, Plot, axis, layout, plain, points, whiskers
+from calibration.plots_of_gate import MOST_DECADES, SMALLEST_KL
 from guard.measures import Estimate
 
 COSTS: dict[Cost, tuple[str, float]] = {
@@ -25,7 +27,8 @@ COLUMNS = (
 PANEL_PIXELS, GAP = 420, 0.28  # the gap as a share of a panel's height
 NOTE = (
     "Best is the upper left corner. Lost are harmless requests that are refused or whose answer is garbled. Rings and "
-    "a dashed line: the Pareto front, of values as they were read. Both sweeps run from no guard to the guard."
+    "a dashed line: the Pareto front, of values as they were read. Both sweeps run from no guard to the guard. Where "
+    "there is no KL it is drawn at the left edge."
 )
 
 
@@ -36,15 +39,12 @@ def costs_read(found: Sequence[Point]) -> list[Cost]:
 
 def curve_plot(found: Sequence[Point]) -> Plot:
     """The curve with intervals: a panel for each cost, one below the other, the front ringed, baselines beside it."""
-    costs = costs_read(found)
+    costs, drawn = costs_read(found), for_logarithm(found)
     traces, axes = [], {}
     for place, cost in enumerate(costs):
         number = str(place + 1) if place else ""
-        traces += _panel(found, cost, {"showlegend": place == 0, "xaxis": f"x{number}", "yaxis": f"y{number}"})
-        suffix = {"ticksuffix": "%"} if cost == "harmless" else {}
-        axes[f"xaxis{number}"] = axis(
-            COSTS[cost][0], anchor=f"y{number}", rangemode="tozero", zeroline=False, nticks=6, **suffix
-        )
+        traces += _panel(drawn, cost, {"showlegend": place == 0, "xaxis": f"x{number}", "yaxis": f"y{number}"})
+        axes[f"xaxis{number}"] = _cost_axis(drawn, cost, f"y{number}")
         top = 1 - place * (1 + GAP) / (len(costs) + (len(costs) - 1) * GAP)
         axes[f"yaxis{number}"] = axis(
             "harmful requests refused", anchor=f"x{number}", range=[-4, 104], ticksuffix="%", zeroline=False,
@@ -80,6 +80,17 @@ def swept(found: Sequence[Point], series: str) -> list[Point]:
     return [*ends[:1], *between, *ends[1:]] if between else []
 
 
+def for_logarithm(found: Sequence[Point]) -> list[Point]:
+    """The points with KL as a logarithmic axis can show it: what is too little for one at half of the least that is."""
+    values = [point.kl.value for point in found if point.kl is not None and point.kl.value > SMALLEST_KL]
+    edge = max(SMALLEST_KL, min(values, default=0.0) / 2)
+
+    def raised(kl: Estimate) -> Estimate:
+        return Estimate(value=max(kl.value, edge), low=max(kl.low, edge), high=max(kl.high, edge), n=kl.n)
+
+    return [point if point.kl is None else point.model_copy(update={"kl": raised(point.kl)}) for point in found]
+
+
 def front_of(read: Sequence[Point], cost: Cost) -> list[Point]:
     """The points of the front, from cheap to dear."""
     on = [point for point in read if cost in point.front]
@@ -95,6 +106,17 @@ def places(drawn: Sequence[Point], cost: Cost) -> tuple[list[float], list[float]
     """Where the points are drawn: in units of `COSTS`, and in percent."""
     unit = COSTS[cost][1]
     return [unit * value.value for value in spent(drawn, cost)], [100 * one.harmful_refused.value for one in drawn]
+
+
+def _cost_axis(drawn: Sequence[Point], cost: Cost, anchor: str) -> Json:
+    if cost == "harmless":
+        return axis(COSTS[cost][0], anchor=anchor, zeroline=False, ticksuffix="%", rangemode="tozero", nticks=6)
+    values = [value.value for value in spent(drawn, cost)]
+    decades = math.log10(max(values) / min(values))
+    return axis(
+        COSTS[cost][0], anchor=anchor, zeroline=False, type="log", exponentformat="power", tickangle=0,
+        dtick=1 if decades < MOST_DECADES else 2,
+    )  # fmt: skip
 
 
 def _panel(found: Sequence[Point], cost: Cost, where: Json) -> list[Json]:
@@ -132,7 +154,7 @@ def _trace(name: str, drawn: Sequence[Point], cost: Cost, colour: str, symbol: s
         plain(name), *places(drawn, cost), colour, symbol,
         error_x=whiskers(spent(drawn, cost), colour, COSTS[cost][1]),
         error_y=whiskers([point.harmful_refused for point in drawn], colour, 100.0),
-        text=[plain(point.condition) for point in drawn],
-        hovertemplate="%{text}: %{y:.1f}% refused at %{x:.3g}<extra></extra>",
+        text=[plain(f"{point.condition}: {share(point.harmful_refused)} refused") for point in drawn],
+        hovertemplate="%{text}<extra></extra>",
         **more,
     )  # fmt: skip

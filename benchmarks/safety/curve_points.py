@@ -17,6 +17,7 @@ from benchmarks.safety.conditions import PLAIN
 from benchmarks.safety.prompt_sets import Kind
 from benchmarks.safety.strength import Strength
 from calibration.behaviour import Behaviour
+from calibration.plots_of_gate import SMALLEST_KL
 from calibration.statistics import bootstrap_estimate, wilson_estimate
 from guard.errors import NeuronGuardError
 from guard.measures import Estimate
@@ -91,7 +92,12 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
 
 
 def _front_of(found: Sequence[Point], cost: Cost) -> list[bool]:
-    read = [(place, value.value) for place, point in enumerate(found) if (value := point.cost(cost)) is not None]
+    least = SMALLEST_KL if cost == "kl" else 0.0  # what is less than that is rounding, which no front should follow
+    read = [
+        (place, value.value if value.value >= least else 0.0)
+        for place, point in enumerate(found)
+        if (value := point.cost(cost)) is not None
+    ]
     on = [False] * len(found)
     kept = pareto_front([value for _, value in read], [found[place].harmful_refused.value for place, _ in read])
     for (place, _), unbeaten in zip(read, kept, strict=True):

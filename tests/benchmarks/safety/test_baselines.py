@@ -25,7 +25,6 @@ from benchmarks.safety.baselines import (
 from benchmarks.safety.baselines_requests import BaselineError, lesson
 from benchmarks.safety.condition import Calibrated, Condition
 from calibration.bounds import Budget
-from calibration.material import DEFAULT_REFUSAL
 from calibration.outcome import first_refusal_token, readout_logits
 from calibration.prompts import Request
 from calibration.splits import SplitError
@@ -98,7 +97,7 @@ def test_the_filter_lets_an_answer_leave_as_it_is_or_as_a_refusal(asked: list[tu
     assert rewrite is not None
     given = [Exchange(requests(HARMFUL if harm else BENIGN)[place].prompt, text) for place, harm, text in asked]
     for exchange, leaving in zip(given, rewrite(given), strict=True):
-        assert leaving in {exchange.answer, DEFAULT_REFUSAL}
+        assert leaving in {exchange.answer, lessons().refusal}
 
 
 def test_the_filter_stops_harmful_answers_and_lets_others_pass_on_requests_that_it_has_not_seen() -> None:
@@ -106,7 +105,7 @@ def test_the_filter_stops_harmful_answers_and_lets_others_pass_on_requests_that_
     assert rewrite is not None
     unseen = {kind: requests(kind)[200:232] for kind in (HARMFUL, BENIGN)}
     complying = {kind: [Exchange(one.prompt, str(one.compliance)) for one in of] for kind, of in unseen.items()}
-    stopped = {kind: sum(text == DEFAULT_REFUSAL for text in rewrite(of)) for kind, of in complying.items()}
+    stopped = {kind: sum(text == lessons().refusal for text in rewrite(of)) for kind, of in complying.items()}
     assert stopped[HARMFUL] >= 28
     assert stopped[BENIGN] <= 4
 

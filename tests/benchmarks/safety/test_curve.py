@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.safety.condition import Condition
 from benchmarks.safety.conditions import GUARDED, PLAIN
 from benchmarks.safety.curve import CurveError, Point, curve_plot, markdown, page, pareto_front, points, write
+from benchmarks.safety.curve_plot import for_logarithm
 from benchmarks.safety.curve_points import Floats
 from benchmarks.safety.prompt_sets import Kind
 from benchmarks.safety.strength import Strength
@@ -86,6 +87,13 @@ def test_the_front_is_marked_by_each_cost() -> None:
     }  # fmt: skip
 
 
+def test_rounding_in_the_kl_decides_no_front() -> None:
+    barely = kl() | {GUARDED: Estimate(value=-1e-10, low=-1e-9, high=1e-9, n=16)}
+    barely |= {"true gate": Estimate(value=3e-10, low=-1e-9, high=1e-9, n=16)}
+    found = points((*STRENGTHS, *BASELINES), shares, barely, seed=0)
+    assert {one.condition for one in found if "kl" in one.front} == {"true gate"}
+
+
 def test_a_cost_that_was_not_read_puts_nothing_on_its_front() -> None:
     assert made(GUARDED)[GUARDED].kl is None
     assert made(GUARDED)[GUARDED].front == ()
@@ -156,3 +164,16 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path, monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CurveError, match="pip install"):
         write(list(made().values()), tmp_path)
+
+
+def test_no_kl_and_rounding_below_it_are_drawn_at_the_left_edge_and_the_rest_as_it_is() -> None:
+    costs = [-1e-9, 0.0, 3e-4, 0.02]
+    read = [
+        next(iter(made().values())).model_copy(
+            update={"kl": Estimate(value=cost, low=min(cost, 0.0), high=cost + 1e-5, n=4)}
+        )
+        for cost in costs
+    ]
+    drawn = [point.kl for point in for_logarithm(read)]
+    assert [kl.value for kl in drawn if kl] == [1.5e-4, 1.5e-4, 3e-4, 0.02]
+    assert all(kl is not None and 1.5e-4 <= kl.low <= kl.value <= kl.high for kl in drawn)
