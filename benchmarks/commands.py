@@ -165,11 +165,38 @@ def judges(
     train: Annotated[
         bool, typer.Option("--train", help="Also train the wording judge anew on all of them, in place.")
     ] = False,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Measure a language model behind this URL too, up to its /v1.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="That model's name.")] = None,
+    judge_key: Annotated[
+        str | None, typer.Option(envvar="NEURON_GUARD_JUDGE_KEY", help="That model's key.", show_default=False)
+    ] = None,
+    judge_classifier: Annotated[
+        str | None, typer.Option(help="Measure a classifier by path or hub name too: HarmBench's, Llama Guard, a head.")
+    ] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(dir_okay=False, exists=True, help="The prompt that the classifier was trained on.")
+    ] = None,
+    judge_refused_label: Annotated[
+        list[str] | None, typer.Option(help="A label of the classifier's head that is a refusal. May be repeated.")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
     """Compare judges of refusal with human labels; the one that learns, on models and requests left out."""
     from benchmarks.judges.agreement import run
+    from benchmarks.judges.brought import judges_brought
 
-    run(xstest=xstest, output=output, train=train)
+    others = judges_brought(
+        url=judge_url,
+        model=judge_model,
+        key=judge_key,
+        classifier=judge_classifier,
+        prompt=judge_prompt,
+        refused_labels=tuple(judge_refused_label or ()),
+        device=device,
+    )
+    run(xstest=xstest, output=output, train=train, others=others)
 
 
 def soak(
