@@ -155,6 +155,19 @@ def prepare(task: Any, scored: Scored, context: int) -> int:
     return shots
 
 
+def fitting(harness: Harness, task: Any, scored: Scored, rows: Sequence[int], context: int) -> list[int]:
+    """Those of `rows` whose every choice fits into the context: lm-eval cannot score another."""
+    if scored.generates:
+        return list(rows)
+    docs = task.eval_docs
+
+    def fits(choice: str) -> bool:
+        # a token has at least one byte, so most choices need not be encoded; an endpoint wants two tokens more
+        return len(choice.encode()) < context - 3 or len(harness.tok_encode(f" {choice}")) < context - 3
+
+    return [row for row in rows if all(map(fits, task.doc_to_choice(docs[row])))]
+
+
 def values_by_row(
     harness: Harness, task: Any, scored: Scored, rows: Sequence[int], *, template: bool, system: str | None
 ) -> Mapping[tuple[str, str], list[float]]:

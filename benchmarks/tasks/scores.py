@@ -29,6 +29,7 @@ from guard.files import write
 from guard.measures import Estimate
 
 FOLDER = "tasks"
+FEWEST = 2  # rows that an interval needs
 PACKAGE = "lm-eval"
 
 
@@ -91,7 +92,7 @@ class Scoring:
 
 
 class _Kept(BaseModel):
-    """A finished task: its scores, or why it has none."""
+    """A finished task: its scores, and why it has none or not all rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,7 +128,7 @@ def score(
 
 
 def left_out(answering: Answering, scoring: Scoring, tasks: Sequence[Scored] = TASKS) -> tuple[str, ...]:
-    """Why tasks have no score, a sentence each: to be asked once `score` has run with the same arguments."""
+    """Why tasks have no score or not all rows, a sentence each: asked after `score` with the same arguments."""
     lacking = _lacking(answering, scoring, tasks)
     paths = [scoring.path(answering, task) for task in tasks if task.name not in lacking]
     kept = (_Kept.model_validate_json(path.read_bytes()).without for path in paths if path.exists())
@@ -135,13 +136,20 @@ def left_out(answering: Answering, scoring: Scoring, tasks: Sequence[Scored] = T
 
 
 def _run(answering: Answering, scoring: Scoring, scored: Scored) -> _Kept:
-    from benchmarks.tasks.harness import load_task, prepare, values_by_row
+    from benchmarks.tasks.harness import fitting, load_task, prepare, values_by_row
 
     task = load_task(scored, scoring.data)
     harness, context = answering.harness(scored)
     shots = prepare(task, scored, context)
     template = answering.template and scored.generates
-    rows = scoring.rows(len(task.eval_docs))
+    chosen = scoring.rows(len(task.eval_docs))
+    rows = fitting(harness, task, scored, chosen, context)
+    short = None
+    if len(rows) < len(chosen):
+        count = f"{len(chosen) - len(rows)} of {len(chosen)} rows"
+        short = f"{scored.name} under {answering.name} is without {count}: a choice does not fit into {context} tokens."
+    if len(rows) < FEWEST:
+        return _Kept(scores=(), without=short)
     values = values_by_row(harness, task, scored, rows, template=template, system=answering.system)
     wrong = sum(not math.isfinite(value) for column in values.values() for value in column)
     if wrong:  # the probability of every choice of a question is 0 in float64
@@ -157,7 +165,7 @@ def _run(answering: Answering, scoring: Scoring, scored: Scored) -> _Kept:
         )
         for (metric, through), column in values.items()
     ]
-    return _Kept(scores=tuple(scores))
+    return _Kept(scores=tuple(scores), without=short)
 
 
 def _estimate(values: Sequence[float], seed: int) -> Estimate:

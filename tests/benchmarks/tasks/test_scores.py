@@ -249,6 +249,20 @@ def test_values_that_are_not_finite_are_no_score(
     assert left_out(organism, scoring, CHOICES[:1]) == ("PIQA is left out under no guard: 1 values are not finite.",)
 
 
+def test_rows_with_a_choice_longer_than_the_context_are_left_out_with_a_sentence(
+    organism: ScoredModel, scoring: Scoring, tmp_path: Path
+) -> None:
+    data = small_data.write(tmp_path / "long")
+    goals = (data / "piqa" / "valid.jsonl").read_text().splitlines()
+    goals[2] = goals[2].replace("the door", "the door " * 260)
+    (data / "piqa" / "valid.jsonl").write_text("\n".join(goals))
+    long = replace(scoring, data=data, limit=None)
+    assert {one.estimate.n for one in score(organism, long, CHOICES[:1])} == {small_data.ROWS - 1}
+    assert left_out(organism, long, CHOICES[:1]) == (
+        "PIQA under no guard is without 1 of 5 rows: a choice does not fit into 256 tokens.",
+    )
+
+
 def test_lm_eval_that_is_not_installed_is_an_error(
     organism: ScoredModel, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
