@@ -60,7 +60,7 @@ def learnt(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, s
             FILTER,
             nullcontext,
             rewrite=output_filter,
-            words=f"reads whole answers, stops {percent(output_filter.rate)} of benign ones at most",
+            words=f"reads finished answers, meant to stop {percent(output_filter.rate)} of benign ones at most",
         ),
     ]
     if spec is not None and spec.layers:

@@ -1,12 +1,12 @@
 """An output filter: a check of the finished answer, which leaves or is replaced by a refusal.
 
 It stands in for the safety classifiers that read prompt and answer, at the size that calibrated requests can teach: a
-logistic read-out of the model's own residual stream near its end, averaged over the answer's tokens. It sees every
-answer whole, so unlike a guard it cannot stream, and each answer is paid for twice.
+logistic read-out of the model's own residual stream near its end, averaged over the answer's first tokens, as many as
+it has learnt from. It judges finished answers, so unlike a guard it cannot stream, and each answer is paid for twice.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class OutputFilter:
     def __call__(self, exchanges: Sequence[Exchange]) -> list[str]:
         """The answers that leave, in order: each as it is, or a refusal."""
         answers = [exchange.answer for exchange in exchanges]
-        ids = [self.encoder.text(answer) for answer in answers]
+        ids = [_as_read(self.encoder, answer) for answer in answers]
         whole = [place for place, tokens in enumerate(ids) if tokens]  # of an empty answer there is nothing to read
         if not whole:
             return answers
@@ -58,12 +58,23 @@ def learnt_filter(requests: Lesson, budget: Budget) -> OutputFilter:
     """
     encoder, learning = requests.encoder, requests.learning
     layer = architecture_of(encoder.model).num_layers(encoder.model) - 1
-    complying, refusing = _points(encoder, learning.answered, layer)
-    benign, _ = _points(encoder, learning.benign, layer)
+    complying, refusing = _points(encoder, _read(encoder, learning.answered), layer)
+    benign, _ = _points(encoder, _read(encoder, learning.benign), layer)
     direction = logistic_direction(complying, torch.cat([refusing, benign]))
-    fresh, _ = _points(encoder, requests.choosing.benign, layer)
+    fresh, _ = _points(encoder, _read(encoder, requests.choosing.benign), layer)
     threshold, rate = conformal_threshold(fresh @ direction, budget.refusal)
     return OutputFilter(encoder, layer, direction, threshold, rate, requests.refusal)
+
+
+def _read(encoder: Encoder, examples: Sequence[Example]) -> list[Example]:
+    """The examples with their answers as a finished answer is read: without an end token; empty ones are left out."""
+    texts = [str(encoder.tokenizer.decode(list(one.compliance), skip_special_tokens=True)) for one in examples]
+    answers = [_as_read(encoder, text) for text in texts]
+    return [replace(one, compliance=ids) for one, ids in zip(examples, answers, strict=True) if ids]
+
+
+def _as_read(encoder: Encoder, answer: str) -> tuple[int, ...]:
+    return encoder.text(answer)[: encoder.max_new_tokens]
 
 
 def _points(encoder: Encoder, examples: Sequence[Example], layer: int) -> tuple[Tensor, Tensor]:
