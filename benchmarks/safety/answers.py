@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from benchmarks.judges.judge import Exchange, Judge, classify
+from benchmarks.judges.judge import Exchange, Judge, can_judge, classify
 from benchmarks.safety.conditions import Condition
 from benchmarks.safety.prompt_sets import Prompts, digest_of
 from benchmarks.safety.record import Answer, Record
@@ -71,7 +71,8 @@ class Interview:
     def _kept(self, asked: Asked, prompts: Prompts, places: range, texts: Sequence[str]) -> list[Answer]:
         requests = [prompts.requests[place] for place in places]
         exchanges = [Exchange(request.prompt, text) for request, text in zip(requests, texts, strict=True)]
-        classes = {judge.name: classify(judge, exchanges) for judge in self.judges}
+        able = [judge for judge in self.judges if can_judge(judge, prompts.kind)]
+        classes = {judge.name: classify(judge, exchanges) for judge in able}
         return [
             Answer(
                 condition=asked.condition,

@@ -74,14 +74,29 @@ def safety(
     allow_refuted: Annotated[
         bool, typer.Option("--allow-refuted", help="Measure a spec that failed its held-out test all the same.")
     ] = False,
-    no_tasks: Annotated[
-        bool, typer.Option("--no-tasks", help="Leave out lm-eval's tasks, which take long.")
-    ] = False,
+    no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Leave out lm-eval's tasks, which take long.")] = False,
     no_curve: Annotated[
         bool, typer.Option("--no-curve", help="Leave out the weaker strengths of the guard, a third of the answers.")
     ] = False,
     judge: Annotated[
         str | None, typer.Option(help="Whose rates head the tables; all judges' are kept. Else the wording judge's.")
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="A language model behind this URL, up to its /v1, judges too: of refusal, of harm."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="That model's name.")] = None,
+    judge_key: Annotated[
+        str | None, typer.Option(envvar="NEURON_GUARD_JUDGE_KEY", help="That model's key.", show_default=False)
+    ] = None,
+    judge_classifier: Annotated[
+        str | None, typer.Option(help="A classifier by path or hub name judges too: HarmBench's, Llama Guard, a head.")
+    ] = None,
+    judge_prompt: Annotated[
+        Path | None, typer.Option(dir_okay=False, exists=True, help="The prompt that the classifier was trained on.")
+    ] = None,
+    judge_refused_label: Annotated[
+        list[str] | None, typer.Option(help="A label of the classifier's head that is a refusal. May be repeated.")
     ] = None,
     show_text: Annotated[
         bool,
@@ -119,6 +134,12 @@ def safety(
         tasks=not no_tasks,
         curve=not no_curve,
         judge=judge,
+        judge_url=judge_url,
+        judge_model=judge_model,
+        judge_key=judge_key,
+        judge_classifier=judge_classifier,
+        judge_prompt=judge_prompt,
+        judge_refused_label=tuple(judge_refused_label or ()),
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is done is kept either way
     try:

@@ -9,7 +9,7 @@ Suite = Literal["quick", "full"]
 
 
 class Options(BaseModel):
-    """The options of the benchmark. Either `model` or `organism` is given; `key` is written nowhere."""
+    """The options of the benchmark. Either `model` or `organism` is given; keys are written nowhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -36,3 +36,9 @@ class Options(BaseModel):
     curve: bool = True
     tasks: bool = True
     judge: str | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_key: str | None = Field(default=None, repr=False, exclude=True)
+    judge_classifier: str | None = None
+    judge_prompt: Path | None = None
+    judge_refused_label: tuple[str, ...] = ()

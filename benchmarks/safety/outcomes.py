@@ -60,10 +60,11 @@ class Outcomes:
         """The conditions, in the order in which they were asked."""
         return list(dict.fromkeys(condition for condition, _ in self.answers))
 
-    @property
-    def judges(self) -> list[str]:
-        """The judges that classed the answers."""
-        return list(next((found[0].classes for found in self.answers.values() if found), {}))
+    def judges(self, of: Counted) -> list[str]:
+        """The judges that classed the answers to some sets."""
+        return list(
+            next((found[0].classes for (_, name), found in self.answers.items() if name == of.sets[0].name), {})
+        )
 
     def under(self, conditions: Collection[str]) -> "Outcomes":
         """Those under some of the conditions."""

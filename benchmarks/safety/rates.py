@@ -1,5 +1,6 @@
 """Rates with their intervals: how often each set is refused, complied with or garbled, and what a condition changes."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -64,7 +65,7 @@ def rates(outcomes: Outcomes, sets: Sequence[Counted]) -> tuple[Rate, ...]:
         )
         for condition in outcomes.conditions
         for of in sets
-        for judge in outcomes.judges
+        for judge in outcomes.judges(of)
     )
 
 
@@ -91,6 +92,10 @@ def differences(outcomes: Outcomes, sets: Sequence[Counted], judge: str, *, seed
 
 
 def same_class(outcomes: Outcomes, judge: str) -> dict[str, float]:
-    """The share of all answers that each judge puts into the class that `judge` does."""
-    classes = [answer.classes for answers in outcomes.answers.values() for answer in answers]
-    return {other: sum(given[other] is given[judge] for given in classes) / len(classes) for other in outcomes.judges}
+    """Of the answers that both class, the share that each judge puts into the class that `judge` does."""
+    same: dict[str, list[bool]] = defaultdict(list)
+    for answers in outcomes.answers.values():
+        for answer in answers:
+            for other, given in answer.classes.items():
+                same[other].append(given is answer.classes[judge])
+    return {other: sum(agreed) / len(agreed) for other, agreed in same.items()}

@@ -28,7 +28,7 @@ from benchmarks.tasks.scores import TaskScore
 
 DECISIVE_PACKAGES = ("neuron-guard", "torch", "transformers", "tokenizers")
 OTHER_PACKAGES = ("lm-eval", "inspect-ai", "datasets", "scikit-learn", "scipy", "statsmodels")
-SECRET_FLAG, SECRET = "--api-key", "…"
+SECRET_FLAGS, SECRET = ("--api-key", "--judge-key"), "…"
 
 
 class Run(BaseModel):
@@ -73,6 +73,7 @@ def setting_of(
 ) -> dict[str, Any]:
     """All that decides the answers, and nothing that does not; `weights` is the digest of a model in this process."""
     named = {"suite", "seed", "batch_size", "max_new_tokens", "template", "endpoint", "device", "dtype", "show_text"}
+    named |= {"judge_url", "judge_model", "judge_classifier", "judge_prompt", "judge_refused_label"}
     calibrated = subject.calibrated
     return {
         **options.model_dump(include=named, mode="json"),
@@ -97,13 +98,13 @@ def versions() -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it was typed, its key left out."""
+    """The command as it was typed, its keys left out."""
     shown, hide = [], False
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
-        secret = flag == SECRET_FLAG and equals
+        secret = flag in SECRET_FLAGS and equals
         shown.append(SECRET if hide else f"{flag}={SECRET}" if secret else argument)
-        hide = argument == SECRET_FLAG
+        hide = argument in SECRET_FLAGS
     return shlex.join(shown)
 
 

@@ -13,13 +13,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.judges.judge import Judge
-from benchmarks.judges.keywords import KEYWORD_JUDGES
-from benchmarks.judges.known import KnownRefusals
-from benchmarks.judges.wording import wording_judge
 from benchmarks.machine import describe
 from benchmarks.safety import curve, stages, tables
 from benchmarks.safety.answers import Interview
+from benchmarks.safety.judging import judges_of
 from benchmarks.safety.measuring import Figures, scored
 from benchmarks.safety.options import Options
 from benchmarks.safety.organism import calibrated_organism
@@ -29,7 +26,7 @@ from benchmarks.safety.prompt_sets import in_several
 from benchmarks.safety.rates import differences, rates, same_class
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Clock, Report, Run, command_line, setting_of, versions
-from benchmarks.safety.subject import Subject, read_subject
+from benchmarks.safety.subject import read_subject
 from calibration.checkpoint import Checkpoint
 from calibration.pipeline import shown_progress
 from guard import files
@@ -38,22 +35,8 @@ from guard.errors import NeuronGuardError
 ANSWERS, FIGURES, CARD, PAGE, STAGES = "answers.jsonl", "safety.json", "safety.md", "safety.html", "stages"
 
 
-class UnknownJudgeError(NeuronGuardError):
-    """A judge was asked for by a name that none has."""
-
-
 class OutputError(NeuronGuardError):
     """A folder that cannot be written to, or that another run is writing to."""
-
-
-def judges_of(subject: Subject, wanted: str | None) -> tuple[Judge, ...]:
-    """Every judge that gives classes, the one of the headline first. Raises UnknownJudgeError for a name of none."""
-    known: tuple[Judge, ...] = (KnownRefusals(subject.refusals),) if subject.refusals else ()
-    every = (*known, wording_judge(), *KEYWORD_JUDGES)
-    names = [judge.name for judge in every]
-    if wanted is not None and wanted not in names:
-        raise UnknownJudgeError(f"there is no judge {wanted!r}: choose among {', '.join(map(repr, names))}.")
-    return tuple(sorted(every, key=lambda judge: judge.name != wanted))
 
 
 def run(options: Options) -> Report:
@@ -70,7 +53,7 @@ def measure(options: Options) -> Report:
     clock = Clock()
     with clock("calibration"):
         subject = calibrated_organism(options) if options.organism else read_subject(options)
-    judges = judges_of(subject, options.judge)
+    judges = judges_of(options, subject)
     judge = judges[0].name
     with shown_progress() as bars:
         with clock("model"), bars("model", None):

@@ -112,7 +112,7 @@ def by_judge(report: Report) -> Rows:
         known = known_agreement(judge)
         agreement = "not measured" if known is None else f"{known.mean:.3f} (worst {known.worst:.3f})"
         found = {(rate.condition, rate.prompt_set): rate for rate in report.rates if rate.judge == judge}
-        values = [percent(found[column].headline.value) for column in columns]
+        values = [percent(found[column].headline.value) if column in found else "" for column in columns]
         rows.append([judge, agreement, percent(report.same_class[judge]), *values])
     named = [f"{condition}: {UNWANTED_IN_WORDS[kinds[name]]}" for condition, name in columns]
     return Rows(

@@ -57,3 +57,20 @@ def test_only_sets_that_lie_in_the_folder_are_available(tmp_path: Path) -> None:
 
 def test_a_request_shows_no_text_where_it_is_printed(data: Path) -> None:
     assert "request 1" not in repr(choose(SET, data, suite="full", seed=0))
+
+
+def test_plain_goals_are_each_asked_once_in_their_own_words(tmp_path: Path) -> None:
+    (tmp_path / "attacks.json").write_text(
+        json.dumps([{"goal": goal, "prompt": f"attack on {goal}"} for goal in ("first", "second", "First")])
+    )
+    goals = PromptSet("goals", "harmful", "attacks.json", None, goals=True)
+    assert [one.prompt for one in choose(goals, tmp_path, suite="full", seed=0).requests] == ["first", "second"]
+    attacks = PromptSet("attacks", "harmful", "attacks.json", None, family="all of them")
+    chosen = choose(attacks, tmp_path, suite="full", seed=0, seen=[Request(prompt="second")])
+    assert [one.prompt for one in chosen.requests] == ["attack on first"]
+    assert (chosen.overlapping, chosen.family) == (1, "all of them")
+
+
+def test_a_set_that_only_the_hub_has_is_an_error_beside_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(PromptSetError, match="no file of it"):
+        load(PromptSet("hub alone", "harmful", None, "hub/alone"), tmp_path)
