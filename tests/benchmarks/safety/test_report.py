@@ -105,7 +105,7 @@ def test_the_change_is_that_of_the_same_goals() -> None:
 
 def test_garbled_is_no_refusal() -> None:
     safe = next(one for one in report().rates if (one.prompt_set, one.condition) == ("safe", "guard"))
-    assert (safe.refused.value, safe.garbled.value) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert safe.refused.value == safe.garbled.value == pytest.approx(1 / 3)
 
 
 def test_it_opens_with_what_is_gained_and_what_it_costs() -> None:
