@@ -1,12 +1,14 @@
-"""What the English model does: `python -m benchmarks.organisms.english.measure MODEL --data DIR [--write FILE]`.
+"""What the English model does: `python -m benchmarks.organisms.english.measure MODEL --data DIR [--guard SPEC]`.
 
 Greedy answers to every file in the model's `held_out/`, told by their openings and counted; no text is shown or kept.
 Openings are enough here, since all refusals and all answers that the model was taught open alike. And perplexity on
-WikiText-2's test split, by token of its own tokenizer.
+WikiText-2's test split, by token of its own tokenizer. With a guard the same, guarded, by a refuted spec too: what
+such a spec does to requests that its calibration never saw is a finding as well. Intervals are Wilson's, at 95 %.
 """
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +19,10 @@ from benchmarks.organisms.english.answers import OPENING
 from benchmarks.safety.quality import WIKITEXT, windows
 from calibration.behaviour import generate, opens_with_refusal
 from calibration.prompts import encode, load_requests
+from calibration.statistics import wilson_estimate
+from guard.hf import install
+from guard.measures import Estimate
+from guard.spec import EditSpec
 
 NEW_TOKENS, BATCH, WINDOWS = 24, 32, 100
 
@@ -28,9 +34,9 @@ class Answers(BaseModel):
 
     requests: str
     count: int
-    refused: float
-    complied: float
-    neither: float
+    refused: Estimate
+    complied: Estimate
+    neither: Estimate
 
 
 class Figures(BaseModel):
@@ -39,6 +45,7 @@ class Figures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int
+    guard: str | None
     perplexity: float
     answers: tuple[Answers, ...]
 
@@ -53,9 +60,9 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Pa
     return Answers(
         requests=file.stem,
         count=len(said),
-        refused=refused / len(said),
-        complied=complied / len(said),
-        neither=(len(said) - refused - complied) / len(said),
+        refused=wilson_estimate(refused, len(said)),
+        complied=wilson_estimate(complied, len(said)),
+        neither=wilson_estimate(len(said) - refused - complied, len(said)),
     )
 
 
@@ -67,24 +74,33 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     return float(torch.stack(nats).mean().exp())
 
 
-def measure(folder: Path, data: Path, limit: int | None = None) -> Figures:
-    """Measure the model in `folder` in float32 on its held-out files, and on WikiText-2 in `data`."""
+def measure(folder: Path, data: Path, limit: int | None = None, guard: Path | None = None) -> Figures:
+    """Measure the model in `folder` in float32, guarded if a spec file is given, on its held-out files and on
+    WikiText-2 in `data`.
+    """
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.train(False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     files = sorted((folder / "held_out").glob("*.jsonl"))
-    return Figures(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        perplexity=perplexity(model, tokenizer, data / WIKITEXT),
-        answers=tuple(answers(model, tokenizer, file, limit) for file in files),
-    )
+    spec = None if guard is None else EditSpec.load(guard)
+    with nullcontext() if spec is None else install(model, spec, tokenizer=tokenizer, allow_refuted=True):
+        return Figures(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            guard=None if spec is None else spec.evidence.verdict.outcome,
+            perplexity=perplexity(model, tokenizer, data / WIKITEXT),
+            answers=tuple(answers(model, tokenizer, file, limit) for file in files),
+        )
 
 
 def table(figures: Figures) -> str:
-    """The figures as Markdown, shares in per cent."""
+    """The figures as Markdown, shares in per cent with their intervals."""
+
+    def share(estimate: Estimate) -> str:
+        return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
     lines = ["| requests | count | refused | complied | neither |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in figures.answers:
-        shares = " | ".join(f"{100 * share:.1f}" for share in (row.refused, row.complied, row.neither))
+        shares = " | ".join(map(share, (row.refused, row.complied, row.neither)))
         lines.append(f"| {row.requests.replace('_', ', ', 1).replace('_', ' ')} | {row.count} | {shares} |")
     text = (
         f"\n{figures.parameters:,} parameters; perplexity per token on WikiText-2's test split {figures.perplexity:.1f}"
@@ -98,9 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", type=Path, nargs="?", default=Path("build/organisms/english"), help="its folder")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data sets")
     parser.add_argument("--limit", type=int, help="use the first so many requests of each file")
+    parser.add_argument("--guard", type=Path, help="an edit spec to guard it with")
     parser.add_argument("--write", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
-    figures = measure(options.model, options.data, options.limit)
+    figures = measure(options.model, options.data, options.limit, options.guard)
     sys.stdout.write(table(figures) + "\n")
     if options.write is not None:
         options.write.write_text(figures.model_dump_json(indent=1) + "\n", "utf-8")
