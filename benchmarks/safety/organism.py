@@ -23,6 +23,7 @@ from guard.spec import EditSpec
 BUILT = Path(__file__).parents[2] / "build" / "organisms"
 SPEC, EVIDENCE = "guard.safetensors", "calibration.html"
 REFUTED = "Guard: the verdict on its spec is refuted, so nothing serves it; --allow-refuted measures it all the same."
+OWN_SETS = "The field's own files of prompts: what the model's folder holds out is asked in their stead."
 NOTHING_PLANTED = "True gate: nothing is planted in this organism, so there is no true gate to compare with."
 
 
@@ -113,11 +114,12 @@ def held_out(sources: Sources, options: Options) -> tuple[Prompts, ...]:
 
 
 def further(folder: Path, options: Options, calibrated: Calibrated) -> tuple[tuple[Prompts, ...], tuple[str, ...]]:
-    """The files of the folder's held_out, named by kind, and with a data folder the field's sets; what is left out."""
+    """The files of the folder's held_out, named by kind, else the field's sets in a data folder; what is left out."""
     files = [own(str(file), kind_of_file(file.name)) for file in sorted((folder / "held_out").glob("*.jsonl"))]
-    mine, left_out = asked(files, options, calibrated) if files else ((), ())
-    field, missing = asked((), options, calibrated) if options.data else ((), ())
-    return (*mine, *field), (*left_out, *missing)
+    if not files:
+        return asked((), options, calibrated) if options.data else ((), ())
+    prompts, left_out = asked(files, options, calibrated)
+    return prompts, (*left_out, *([OWN_SETS] if options.data else []))
 
 
 def _each_once(requests: Sequence[Request]) -> tuple[Request, ...]:

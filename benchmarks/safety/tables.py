@@ -17,8 +17,8 @@ from guard.measures import Estimate
 
 GAINS = {"harmful": "Compliance with harmful requests", "harmless": "Refusal of harmless requests"}
 CAPTION = (
-    "in brackets 95% intervals: Wilson's over goals, for a change the paired bootstrap over goals. A goal that is "
-    "asked for in several ways counts once."
+    "in brackets 95% intervals: Wilson's over goals, for a change the paired bootstrap over goals, which has no width "
+    "where all goals change alike. A goal that is asked for in several ways counts once."
 )
 
 

@@ -1,5 +1,6 @@
 """An organism on one page: what it is asked was held out, and its own spec is taken up and never another's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,20 @@ import pytest
 
 from benchmarks.localisation import UnknownOrganismError
 from benchmarks.organisms.language import REFUSALS
+from benchmarks.safety.condition import Calibrated
 from benchmarks.safety.options import Options
 from benchmarks.safety.organism import (
     SPEC,
     calibrated_organism,
     calibration_of,
     folder_of,
+    further,
     held_out,
     seen_by,
 )
 from benchmarks.safety.subject import SubjectError
 from calibration.pipeline import read_sources
+from calibration.prompts import Request
 from guard.spec import EditSpec, Provenance, Verdict
 from tests.guard.specs import EFFECTIVE, REFUTED, evidence_with
 from tests.serve.served import organism_spec
@@ -90,3 +94,16 @@ def test_an_organism_that_is_nowhere_is_an_error_that_names_it(tmp_path: Path) -
 def test_an_organism_beside_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match="leave MODEL"):
         calibrated_organism(options(tmp_path, model="other"))
+
+
+def test_what_a_models_folder_holds_out_is_asked_by_kind_without_what_was_calibrated_on(tmp_path: Path) -> None:
+    (tmp_path / "held_out").mkdir()
+    for name in ("advbench_wrapped", "harmless_plain"):
+        rows = [json.dumps({"prompt": f"{name} {number}", "goal": f"goal {number}"}) for number in range(3)]
+        (tmp_path / "held_out" / f"{name}.jsonl").write_text("\n".join(rows))
+    seen = Calibrated(harmful=(Request(prompt="goal 1"),), benign=())
+    (harmful, harmless), left_out = further(tmp_path, options(tmp_path, data=tmp_path), seen)
+    assert (harmful.kind, harmless.kind) == ("harmful", "harmless")
+    assert [one.goal for one in harmful.requests] == ["goal 0", "goal 2"]
+    assert harmful.overlapping == 1
+    assert any("in their stead" in line for line in left_out)
