@@ -44,7 +44,7 @@ class Case(BaseModel):
 
 
 class Reading(BaseModel):
-    """Processor seconds by stage, the peak of the process, bytes, and what it had before the first stage; weights counted."""
+    """Processor seconds by stage; bytes: the peak of the process, and what it had before the first; weights counted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,11 +4,10 @@ The headline's judge comes first: known refusals where every refusal is known, e
 was asked for. Judges of harm class answers to harmful requests alone.
 """
 
-from benchmarks.judges.classifier import load_classifier
+from benchmarks.judges.brought import judges_brought
 from benchmarks.judges.judge import Judge, can_judge
 from benchmarks.judges.keywords import KEYWORD_JUDGES
 from benchmarks.judges.known import KnownRefusals
-from benchmarks.judges.language_model import RefusalModel, StrongRejectModel
 from benchmarks.judges.wording import wording_judge
 from benchmarks.safety.options import Options
 from benchmarks.safety.subject import Subject
@@ -16,35 +15,25 @@ from guard.errors import NeuronGuardError
 
 
 class UnknownJudgeError(NeuronGuardError):
-    """A judge that cannot head the tables: none has the name, it judges harm alone, or half of it is named."""
+    """A judge that cannot head the tables: none has the name, or it judges harm alone."""
 
 
 def judges_of(options: Options, subject: Subject) -> tuple[Judge, ...]:
     """Every judge, the headline's first. Raises UnknownJudgeError where the one asked for cannot be it."""
     known: tuple[Judge, ...] = (KnownRefusals(subject.refusals),) if subject.refusals else ()
-    every: tuple[Judge, ...] = (*known, wording_judge(), *KEYWORD_JUDGES, *_brought(options))
+    brought = judges_brought(
+        url=options.judge_url,
+        model=options.judge_model,
+        key=options.judge_key,
+        classifier=options.judge_classifier,
+        prompt=options.judge_prompt,
+        refused_labels=options.judge_refused_label,
+        device=options.device,
+    )
+    every: tuple[Judge, ...] = (*known, wording_judge(), *KEYWORD_JUDGES, *brought)
     wanted = options.judge
     able = [judge.name for judge in every if can_judge(judge, "harmless")]
     if wanted is not None and wanted not in able:
         names = ", ".join(map(repr, able))
         raise UnknownJudgeError(f"there is no judge {wanted!r} of refusal: choose among {names}.")
     return tuple(sorted(every, key=lambda judge: judge.name != wanted))
-
-
-def _brought(options: Options) -> list[Judge]:
-    if (options.judge_url is None) != (options.judge_model is None):
-        raise UnknownJudgeError("a judge behind a URL needs both --judge-url and --judge-model.")
-    found: list[Judge] = []
-    if options.judge_url is not None and options.judge_model is not None:
-        url, model, key = options.judge_url, options.judge_model, options.judge_key
-        found += [RefusalModel(url=url, model=model, key=key), StrongRejectModel(url=url, model=model, key=key)]
-    if options.judge_classifier is not None:
-        found.append(
-            load_classifier(
-                options.judge_classifier,
-                prompt_file=options.judge_prompt,
-                refused_labels=options.judge_refused_label,
-                device=options.device,
-            )
-        )
-    return found

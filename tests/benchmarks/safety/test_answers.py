@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from benchmarks.judges.brought import HalfAJudgeError
 from benchmarks.judges.judge import Exchange
 from benchmarks.safety.answers import Asked, Interview, UnderCondition
 from benchmarks.safety.condition import Condition
@@ -102,7 +103,7 @@ def test_a_judge_of_harm_classes_answers_to_harmful_requests_alone(tmp_path: Pat
 
 def test_a_judge_behind_a_url_needs_its_model(tmp_path: Path) -> None:
     subject = Subject(model="m", spec=None, prompts=(), calibrated=None)
-    with pytest.raises(UnknownJudgeError, match="--judge-model"):
+    with pytest.raises(HalfAJudgeError, match="--judge-model"):
         judges_of(Options(output=tmp_path, judge_url="http://localhost/v1"), subject)
     brought = Options(output=tmp_path, judge_url="http://localhost/v1", judge_model="big")
     assert [judge.name for judge in judges_of(brought, subject)][-2:] == ["big, asked", "StrongREJECT rubric, big"]

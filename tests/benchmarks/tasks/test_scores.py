@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from benchmarks.tasks import scores
 from benchmarks.tasks.answering import ScoredEndpoint, ScoredModel
 from benchmarks.tasks.catalogue import TASKS, Scored
 from benchmarks.tasks.scores import Scoring, TaskScore, left_out, score
-from calibration.models import load_model
 from guard.hf import install
 from tests.benchmarks.tasks import small_data
 from tests.serve.live import KEY, live
@@ -28,23 +26,6 @@ from benchmarks.tasks import harness
 
 RUNNABLE = tuple(task for task in TASKS if task.task != "ifeval")
 CHOICES = tuple(task for task in RUNNABLE if not task.generates)
-PLAIN = Condition("no guard", nullcontext)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_data.write(tmp_path_factory.mktemp("tasks") / "data")
-
-
-@pytest.fixture(scope="module")
-def organism() -> ScoredModel:
-    model, tokenizer = load_model(str(ORGANISM), device="cpu", dtype="float32")
-    return ScoredModel(model, tokenizer, PLAIN, batch_size=3)
-
-
-@pytest.fixture
-def scoring(data: Path, tmp_path: Path) -> Scoring:
-    return Scoring(tmp_path / "out", data, limit=4, seed=1, of={"model": "organism"})
 
 
 def guarded(organism: ScoredModel) -> ScoredModel:
@@ -218,70 +199,11 @@ def test_nothing_that_is_asked_or_answered_is_kept(organism: ScoredModel, scorin
     assert not any(noun in written for noun in small_data.NOUNS)
 
 
-def test_a_task_without_rows_is_left_out_with_a_sentence(
-    organism: ScoredModel, scoring: Scoring, tmp_path: Path
-) -> None:
-    nowhere = replace(scoring, data=tmp_path)
-    assert score(organism, nowhere) == ()
-    sentences = left_out(organism, nowhere)
-    assert len(sentences) == len(TASKS)
-    assert all(
-        sentence.startswith(f"{task.name} is left out: there is no ")
-        for task, sentence in zip(TASKS, sentences, strict=True)
-    )
-
-
-def test_ifeval_without_its_packages_is_left_out_with_a_sentence(
-    organism: ScoredModel, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(harness, "find_spec", lambda name: None if name == "langdetect" else find_spec("os"))
-    assert score(organism, scoring, TASKS[1:2]) == ()
-    assert left_out(organism, scoring, TASKS[1:2]) == (
-        "IFEval is left out: it needs langdetect; pip install 'neuron-guard[bench]'.",
-    )
-
-
-def test_values_that_are_not_finite_are_no_score(
-    organism: ScoredModel, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(harness, "values_by_row", lambda *_, **__: {("acc", "none"): [0.5, float("nan")]})
-    assert score(organism, scoring, CHOICES[:1]) == ()
-    assert left_out(organism, scoring, CHOICES[:1]) == ("PIQA is left out under no guard: 1 values are not finite.",)
-
-
-def test_rows_with_a_choice_longer_than_the_context_are_left_out_with_a_sentence(
-    organism: ScoredModel, scoring: Scoring, tmp_path: Path
-) -> None:
-    data = small_data.write(tmp_path / "long")
-    goals = (data / "piqa" / "valid.jsonl").read_text().splitlines()
-    goals[2] = goals[2].replace("the door", "the door " * 260)
-    (data / "piqa" / "valid.jsonl").write_text("\n".join(goals))
-    long = replace(scoring, data=data, limit=None)
-    assert {one.estimate.n for one in score(organism, long, CHOICES[:1])} == {small_data.ROWS - 1}
-    assert left_out(organism, long, CHOICES[:1]) == (
-        "PIQA under no guard is without 1 of 5 rows: a choice does not fit into 256 tokens.",
-    )
-
-
-def test_lm_eval_that_is_not_installed_is_an_error(
-    organism: ScoredModel, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scores, "PACKAGE", "no-such-package")
-    with pytest.raises(scores.HarnessMissingError, match="neuron-guard\\[bench\\]"):
-        score(organism, scoring)
-
-
 def test_few_shot_examples_come_where_the_context_has_room_for_them(organism: ScoredModel, data: Path) -> None:
     for context, shots, tokens in ((256, 0, 128), (2047, 0, 256), (2048, 5, 256)):
         task = harness.load_task(RUNNABLE[0], data)
         assert harness.prepare(task, RUNNABLE[0], context) == task.config.num_fewshot == shots
         assert task.config.generation_kwargs["max_gen_toks"] == tokens
-
-
-def test_an_endpoint_that_is_not_there_has_a_sentence_for_every_task_of_choices(scoring: Scoring) -> None:
-    nobody = ScoredEndpoint("http://127.0.0.1:1/v1", MODEL)
-    assert score(nobody, scoring, CHOICES) == ()
-    assert all("does not answer" in sentence for sentence in left_out(nobody, scoring, CHOICES))
 
 
 @pytest.mark.slow
