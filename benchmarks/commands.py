@@ -9,15 +9,23 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.flags import (
+    Device,
+    JudgeClassifier,
+    JudgeKey,
+    JudgeModel,
+    JudgePrompt,
+    JudgeRefusedLabel,
+    JudgeUrl,
+    Output,
+    Seed,
+)
 from benchmarks.robustness.command import robustness
 from benchmarks.safety.command import safety
 
-Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
-Output = Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures as JSON, here.")]
 Page = Annotated[
     Path | None, typer.Option(dir_okay=False, help="Also write the results page from the JSON files beside it, here.")
 ]
-Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")]
 
 
 class MeasuredPrecision(StrEnum):
@@ -165,22 +173,12 @@ def judges(
     train: Annotated[
         bool, typer.Option("--train", help="Also train the wording judge anew on all of them, in place.")
     ] = False,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Measure a language model behind this URL too, up to its /v1.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="That model's name.")] = None,
-    judge_key: Annotated[
-        str | None, typer.Option(envvar="NEURON_GUARD_JUDGE_KEY", help="That model's key.", show_default=False)
-    ] = None,
-    judge_classifier: Annotated[
-        str | None, typer.Option(help="Measure a classifier by path or hub name too: HarmBench's, Llama Guard, a head.")
-    ] = None,
-    judge_prompt: Annotated[
-        Path | None, typer.Option(dir_okay=False, exists=True, help="The prompt that the classifier was trained on.")
-    ] = None,
-    judge_refused_label: Annotated[
-        list[str] | None, typer.Option(help="A label of the classifier's head that is a refusal. May be repeated.")
-    ] = None,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key: JudgeKey = None,
+    judge_classifier: JudgeClassifier = None,
+    judge_prompt: JudgePrompt = None,
+    judge_refused_label: JudgeRefusedLabel = None,
     device: Device = "auto",
 ) -> None:
     """Compare judges of refusal with human labels; the one that learns, on models and requests left out."""

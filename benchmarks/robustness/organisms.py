@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_organism, prompts_folder
+from benchmarks.organisms.calibrating import calibration_options
+from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_organism
 from benchmarks.organisms.measure import aligned
 from benchmarks.robustness.subject import Subject, Target, by_exact_text
 from calibration.options import CalibrationOptions
@@ -88,28 +89,16 @@ def require_organism(subject: Subject) -> OwnOrganism:
     return subject
 
 
-def calibration_options(name: str, spec: Path, *, seed: int) -> CalibrationOptions:
-    """How an organism is calibrated: on its own prompts, without analyses, which no attack needs."""
+def calibration_of(name: str, spec: Path, *, seed: int) -> CalibrationOptions:
+    """How the organism `name` is calibrated; NotAnOrganismError where it is none."""
     if name not in known_digests():
         raise NotAnOrganismError(f"there is no organism {name!r}: choose among {', '.join(known_digests())}.")
-    folder = prompts_folder(name)
-    wrapped = load_organism(name)[2].contrast == "jailbreak"
-    return CalibrationOptions(
-        model=str(WEIGHTS / name),
-        harmful=str(folder / "harmful.jsonl"),
-        benign=str(folder / "benign.jsonl"),
-        jailbreak=str(folder / "jailbreak.jsonl") if wrapped else None,
-        output=spec,
-        analyses="none",
-        device="cpu",
-        dtype="float32",
-        seed=seed,
-    )
+    return calibration_options(WEIGHTS / name, spec, seed=seed)
 
 
 def own_organism(name: str, spec: EditSpec, *, seed: int, count: int, allow_refuted: bool = False) -> OwnOrganism:
     """An organism with its guard, and the first `count` harmful requests that its calibration held out."""
-    options = calibration_options(name, Path(), seed=seed)
+    options = calibration_of(name, Path(), seed=seed)
     model, tokenizer, organism = load_organism(name)
     sources, _ = read_sources(options)
     held_out = sources.pairs.held_out[:count]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.organisms.language import WRAPPERS
 from benchmarks.robustness.options import Options
-from benchmarks.robustness.organisms import OwnOrganism, calibration_options, own_organism
+from benchmarks.robustness.organisms import OwnOrganism, calibration_of, own_organism
 from benchmarks.robustness.replay import StaticAttack, published, wrappers
 from benchmarks.robustness.subject import Subject, by_wording
 from benchmarks.safety.prompt_sets import available, choose, own
@@ -23,7 +23,7 @@ KNOWN, UNKNOWN = "wrappers that it was trained with", "wrappers that it has neve
 def organism_of(options: Options) -> tuple[OwnOrganism, list[StaticAttack]]:
     """An organism, calibrated into the output folder unless a spec is named or lies there, and its wrappers."""
     name, path = options.organism or "", options.spec or options.output / SPEC
-    settings = calibration_options(name, path, seed=options.seed)
+    settings = calibration_of(name, path, seed=options.seed)
     spec = EditSpec.load(path) if options.spec or path.exists() else calibrate(settings)
     count = options.size.requests
     subject = own_organism(name, spec, seed=options.seed, count=count, allow_refuted=options.allow_refuted)

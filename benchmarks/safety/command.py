@@ -7,6 +7,27 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.flags import (
+    AllowRefuted,
+    BatchSize,
+    CalibratedHarmful,
+    Data,
+    Device,
+    Harmful,
+    JudgeClassifier,
+    JudgeKey,
+    JudgeModel,
+    JudgePrompt,
+    JudgeRefusedLabel,
+    JudgeUrl,
+    MaxNewTokens,
+    ModelDtype,
+    ModelPrecision,
+    NoTemplate,
+    Seed,
+    Spec,
+)
+
 INTERRUPTED = 130
 
 
@@ -17,21 +38,11 @@ class Suite(StrEnum):
     full = "full"
 
 
-class ModelPrecision(StrEnum):
-    """The floating-point type that the model runs in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
 def safety(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Path or hub name; behind an endpoint its served name.")
     ] = None,
-    spec: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The edit spec of the guard that is measured.")
-    ] = None,
+    spec: Spec = None,
     organism: Annotated[
         str | None,
         typer.Option(help="Instead of MODEL: an organism, calibrated here and asked what its calibration held out."),
@@ -42,20 +53,12 @@ def safety(
     suite: Annotated[Suite, typer.Option(help="quick: at most 100 requests of each set. full: all of them.")] = (
         Suite.quick
     ),
-    data: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, exists=True, help="A folder with the sets. Else they come by hub name."),
-    ] = None,
-    harmful: Annotated[
-        list[str] | None, typer.Option(help="Ask these harmful requests, not the field's. May be repeated.")
-    ] = None,
+    data: Data = None,
+    harmful: Harmful = None,
     harmless: Annotated[
         list[str] | None, typer.Option(help="Ask these harmless requests, not the field's. May be repeated.")
     ] = None,
-    calibrated_harmful: Annotated[
-        list[str] | None,
-        typer.Option(help="Harmful requests of the calibration: baselines learn from them, nothing asks them."),
-    ] = None,
+    calibrated_harmful: CalibratedHarmful = None,
     calibrated_benign: Annotated[list[str] | None, typer.Option(help="Benign requests of the calibration.")] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Ask an OpenAI-compatible endpoint at this URL, up to its /v1.")
@@ -63,17 +66,13 @@ def safety(
     api_key: Annotated[
         str | None, typer.Option(envvar="NEURON_GUARD_API_KEY", help="The endpoint's key.", show_default=False)
     ] = None,
-    no_template: Annotated[bool, typer.Option("--no-template", help="Ask without the model's chat template.")] = False,
-    device: Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")] = "auto",
-    dtype: Annotated[
-        ModelPrecision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")
-    ] = ModelPrecision.auto,
-    seed: Annotated[int, typer.Option(min=0, help="Decides splits, samples and random neurons.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each answer.")] = 64,
-    allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Measure a spec that failed its held-out test all the same.")
-    ] = False,
+    no_template: NoTemplate = False,
+    device: Device = "auto",
+    dtype: ModelDtype = ModelPrecision.auto,
+    seed: Seed = 0,
+    batch_size: BatchSize = 20,
+    max_new_tokens: MaxNewTokens = 64,
+    allow_refuted: AllowRefuted = False,
     no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Leave out lm-eval's tasks, which take long.")] = False,
     no_curve: Annotated[
         bool, typer.Option("--no-curve", help="Leave out the weaker strengths of the guard, a third of the answers.")
@@ -81,23 +80,12 @@ def safety(
     judge: Annotated[
         str | None, typer.Option(help="Whose rates head the tables; all judges' are kept. Else the wording judge's.")
     ] = None,
-    judge_url: Annotated[
-        str | None,
-        typer.Option(help="A language model behind this URL, up to its /v1, judges too: of refusal, of harm."),
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="That model's name.")] = None,
-    judge_key: Annotated[
-        str | None, typer.Option(envvar="NEURON_GUARD_JUDGE_KEY", help="That model's key.", show_default=False)
-    ] = None,
-    judge_classifier: Annotated[
-        str | None, typer.Option(help="A classifier by path or hub name judges too: HarmBench's, Llama Guard, a head.")
-    ] = None,
-    judge_prompt: Annotated[
-        Path | None, typer.Option(dir_okay=False, exists=True, help="The prompt that the classifier was trained on.")
-    ] = None,
-    judge_refused_label: Annotated[
-        list[str] | None, typer.Option(help="A label of the classifier's head that is a refusal. May be repeated.")
-    ] = None,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key: JudgeKey = None,
+    judge_classifier: JudgeClassifier = None,
+    judge_prompt: JudgePrompt = None,
+    judge_refused_label: JudgeRefusedLabel = None,
     show_text: Annotated[
         bool,
         typer.Option("--show-text", help="Keep answers to harmful requests too; a hash stands for them otherwise."),

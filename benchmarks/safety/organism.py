@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.localisation import UnknownOrganismError
-from benchmarks.organisms.catalogue import WEIGHTS, Organism, load_truth, prompts_folder
+from benchmarks.organisms.calibrating import calibration_options, truth_of
+from benchmarks.organisms.catalogue import WEIGHTS
 from benchmarks.organisms.language import REFUSALS
 from benchmarks.safety.conditions import Calibrated
 from benchmarks.safety.options import Options
@@ -60,29 +61,16 @@ def folder_of(name: str) -> Path:
     raise UnknownOrganismError(f"there is no organism {name!r}: name one of {WEIGHTS}, or the folder of a built one.")
 
 
-def truth_of(folder: Path) -> Organism | None:
-    """What is known by construction of the organism in `folder`; None for a model that was only trained."""
-    return load_truth(folder.name, folder.parent) if (folder / "organism.json").exists() else None
-
-
 def calibration_of(folder: Path, options: Options) -> CalibrationOptions:
-    """How the organism is calibrated: on its own requests, with jailbreaks where they are what opens it."""
-    prompts = prompts_folder(folder.name, folder.parent)
-    jailbreak = prompts / "jailbreak.jsonl"
-    truth = truth_of(folder)
-    wrapped = jailbreak.exists() if truth is None else truth.contrast == "jailbreak"
-    return CalibrationOptions(
-        model=str(folder),
-        harmful=str(prompts / "harmful.jsonl"),
-        benign=str(prompts / "benign.jsonl"),
-        jailbreak=str(jailbreak) if wrapped else None,
-        output=options.output / SPEC,
+    """How the organism is calibrated, beside the figures."""
+    return calibration_options(
+        folder,
+        options.output / SPEC,
+        seed=options.seed,
         report=options.output / EVIDENCE,
         template=options.template,
         device=options.device,
         dtype=options.dtype,
-        seed=options.seed,
-        analyses="none",
     )
 
 

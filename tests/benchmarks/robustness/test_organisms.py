@@ -12,7 +12,7 @@ from benchmarks.robustness.fine_tuning import fine_tuning
 from benchmarks.robustness.options import ADAPTIVE, Options, RobustnessOptionsError
 from benchmarks.robustness.organisms import (
     NotAnOrganismError,
-    calibration_options,
+    calibration_of,
     known_digests,
     require_organism,
     weights_digest,
@@ -45,7 +45,7 @@ def test_an_organism_under_another_name_is_refused() -> None:
     with pytest.raises(NotAnOrganismError):
         replace(OWN, name="natural")
     with pytest.raises(NotAnOrganismError, match="choose among"):
-        calibration_options("/some/model", Path(), seed=0)
+        calibration_of("/some/model", Path(), seed=0)
 
 
 def test_adaptive_attacks_refuse_a_users_model() -> None:
