@@ -53,12 +53,13 @@ def chance(probability: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of two shares, in percentage points."""
-    return f"{100 * difference:.1f}".removesuffix(".0").replace("-", "−") + " points"
+    rounded = round(100 * difference, 1) + 0.0  # not −0
+    return f"{rounded:.1f}".removesuffix(".0").replace("-", "−") + " points"
 
 
 def share(value: Estimate) -> str:
     """A share with its 95 % interval, as whole percentages; it may lie above 1 or below 0."""
-    low, middle, high = (f"{100 * part:.0f}".replace("-", "−") for part in (value.low, value.value, value.high))
+    low, middle, high = (str(round(100 * part)).replace("-", "−") for part in (value.low, value.value, value.high))
     return f"{middle}% ({low} to {high})"
 
 

@@ -74,3 +74,8 @@ def test_lists_counts_and_sentences_read_as_english() -> None:
     ]
     assert (plural(1, "neuron"), plural(1200, "neuron")) == ("1 neuron", "1,200 neurons")
     assert (sentence("it fell"), sentence("It fell.")) == ("It fell.", "It fell.")
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign() -> None:
+    assert points(-0.0001) == "0 points"
+    assert points(-0.126) == "−12.6 points"
