@@ -217,6 +217,8 @@ def soak(
 
 def add_to(bench: typer.Typer) -> None:
     """Add the sub-commands to `neuron-guard bench`."""
-    for function in (localisation, claims, shuffled, effects, calibration, op, generate, serving, soak, safety, judges):
+    found = (localisation, claims, shuffled, effects)
+    cost = (calibration, op, generate, serving, soak)
+    worth = (safety, robustness, judges)
+    for function in (*found, *cost, *worth):
         bench.command()(function)
-    bench.command()(robustness)

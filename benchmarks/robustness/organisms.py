@@ -32,8 +32,11 @@ class NotAnOrganismError(NeuronGuardError):
     """A model that is none of the project's own organisms, where nothing else may be attacked."""
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Sha256, in hex, of every parameter by name, shape and value as float32."""
+def exact_weights_digest(model: nn.Module) -> str:
+    """Sha256, in hex, of every parameter by name, shape and value as float32.
+
+    Of every value, where `calibration.models.weights_digest` takes a sample: this one must not be forged.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().cpu().contiguous()
@@ -64,7 +67,7 @@ class OwnOrganism(Subject):
 
     def __post_init__(self) -> None:
         known = known_digests()
-        if self.name not in known or weights_digest(self.model) != known[self.name]:
+        if self.name not in known or exact_weights_digest(self.model) != known[self.name]:
             raise NotAnOrganismError(
                 f"{self.name} is none of the project's own organisms ({', '.join(known)}) with its committed weights: "
                 "suffix search and fine-tuning run on these alone."

@@ -14,7 +14,7 @@ from benchmarks.machine import describe
 from benchmarks.robustness import tables
 from benchmarks.robustness.fine_tuning import TRAININGS, fine_tuning
 from benchmarks.robustness.options import Options
-from benchmarks.robustness.organisms import OwnOrganism, require_organism, weights_digest
+from benchmarks.robustness.organisms import OwnOrganism, exact_weights_digest, require_organism
 from benchmarks.robustness.prefill import prefill
 from benchmarks.robustness.quantisation import FORMS, quantisation
 from benchmarks.robustness.replay import StaticAttack, replay
@@ -107,7 +107,7 @@ def _setting(options: Options, subject: Subject, attacks: Sequence[StaticAttack]
         **{f"replayed {one.name}": digest_of_all(one.attacked) for one in attacks},
         **versions(),
         "size": options.size.model_dump_json(),
-        "model": weights_digest(subject.model),
+        "model": exact_weights_digest(subject.model),
         "spec": subject.spec.digest,
         "requests": digest_of_all(subject.requests),
         "judged by": subject.classify.__name__.removeprefix("by_").replace("_", " "),

@@ -15,7 +15,7 @@ from benchmarks.robustness.fine_tuning import (
     fine_tuning,
     trained_parameters,
 )
-from benchmarks.robustness.organisms import weights_digest
+from benchmarks.robustness.organisms import exact_weights_digest
 from benchmarks.robustness.result import AttackResult
 from benchmarks.safety.conditions import GUARDED
 from guard.errors import ModelMismatchError
@@ -73,8 +73,8 @@ def test_training_around_the_guard_brings_compliance_and_training_without_it_doe
 def test_the_organism_and_the_model_beside_it_are_as_they_were(result: AttackResult) -> None:
     assert result.rows
     fresh = guarded_organism.__wrapped__(4)
-    assert weights_digest(OWN.model) == weights_digest(fresh.model)
-    assert weights_digest(OWN.refusing.model) == weights_digest(fresh.refusing.model)
+    assert exact_weights_digest(OWN.model) == exact_weights_digest(fresh.model)
+    assert exact_weights_digest(OWN.refusing.model) == exact_weights_digest(fresh.refusing.model)
     assert is_bare(OWN.model)
     assert all(parameter.requires_grad for parameter in OWN.model.parameters())
 

@@ -13,9 +13,9 @@ from benchmarks.robustness.options import ADAPTIVE, Options, RobustnessOptionsEr
 from benchmarks.robustness.organisms import (
     NotAnOrganismError,
     calibration_of,
+    exact_weights_digest,
     known_digests,
     require_organism,
-    weights_digest,
 )
 from benchmarks.robustness.subject import Subject
 from benchmarks.robustness.suffix import Budget
@@ -28,7 +28,7 @@ AS_USERS = Subject(NAME, OWN.source, OWN.model, OWN.tokenizer, OWN.spec, OWN.req
 
 def test_the_known_digests_are_those_of_the_committed_weights() -> None:
     assert set(known_digests()) == set(DEFINITIONS)
-    found = {name: weights_digest(load_organism(name)[0]) for name in known_digests()}
+    found = {name: exact_weights_digest(load_organism(name)[0]) for name in known_digests()}
     assert found == dict(known_digests()), "weights were built anew: write their digests to digests.json"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.robustness.organisms import weights_digest
+from benchmarks.robustness.organisms import exact_weights_digest
 from benchmarks.robustness.quantisation import FORMS, dynamic, nf4, quantisation, rounded_to_nf4
 from benchmarks.robustness.result import AttackResult
 from benchmarks.safety.conditions import GUARDED
@@ -51,7 +51,7 @@ def test_what_cannot_carry_the_edit_at_all_is_told(result: AttackResult) -> None
 
 def test_the_model_is_as_it_was(result: AttackResult) -> None:
     assert result.rows
-    assert weights_digest(OWN.model) == weights_digest(guarded_organism.__wrapped__(4).model)
+    assert exact_weights_digest(OWN.model) == exact_weights_digest(guarded_organism.__wrapped__(4).model)
     assert is_bare(OWN.model)
 
 
