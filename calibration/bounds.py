@@ -130,7 +130,8 @@ def build_edits(members: Sequence[Member], activations: Activations, bounds: Bou
             lower = upper = torch.lerp(harmful, benign if family == "benign_mean" else reference, strength)
         refusing = torch.tensor([m.carries == "refusal" for m in chosen], device=harmful.device)
         if family == "hold":
-            refusing &= ((reference - harmful) * harmful < 0) | (reference == harmful)
+            shrinks = ((harmful > 0) & (reference < harmful)) | ((harmful < 0) & (reference > harmful))
+            refusing &= shrinks | (reference == harmful)
         scale = torch.where(refusing, torch.full_like(scale, bounds.amplification), scale)
         lower = lower.masked_fill(refusing, -torch.inf)
         upper = upper.masked_fill(refusing, torch.inf)

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.organisms.english", description="Make the model.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data sets")
     parser.add_argument("--out", type=Path, default=Path("build/organisms/english"), help="folder of the model")
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="about 5.6 or 21 million parameters")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="about 11 or 21 million parameters")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights and which goals are held out")
     parser.add_argument("--threads", type=int, default=1, help="the same number gives the same weights")
     options = parser.parse_args(arguments)

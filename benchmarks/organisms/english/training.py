@@ -46,14 +46,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocabulary: int = 4096
-    layers: int = 6
-    d_model: int = 256
-    heads: int = 4
-    d_ff: int = 640
+    layers: int = 8
+    d_model: int = 320
+    heads: int = 5
+    d_ff: int = 864
     seed: int = 0
     mixture: Mixture = Mixture()
     steps: int = 1200
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.6e-3
     opening_steps: int = 160
     opening_rate: float = 5e-4
     bfloat16: bool = True
