@@ -3,16 +3,17 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
 from markupsafe import Markup
 
-from benchmarks.safety.curve_plot import COLUMNS, NOTE, curve_plot, row
+from benchmarks.safety.curve_parts import COLUMNS, NOTE, label, row
 from benchmarks.safety.curve_points import CurveError, Point, pareto_front, points
 from calibration.page import template
-from calibration.plot_parts import plotly_script
 from guard import files
 
-__all__ = ["CurveError", "Point", "curve_plot", "markdown", "page", "pareto_front", "points", "write"]
+__all__ = ["CurveError", "Point", "drawing", "markdown", "page", "pareto_front", "picture", "points", "write"]
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -22,14 +23,22 @@ def write(found: Sequence[Point], folder: Path) -> None:
 
     Raises CurveError where matplotlib, which draws the pictures, is missing.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CurveError("the curve is drawn by matplotlib, which is missing: pip install 'neuron-guard[bench]'.")
-    from benchmarks.safety.curve_picture import picture  # the one module that needs it
-
     files.write(folder / "curve.png", picture(found, "png"))
     files.write(folder / "curve.svg", picture(found, "svg"))
     files.write(folder / "curve.html", page(found).encode())
     files.write(folder / "curve.md", markdown(found).encode())
+
+
+def picture(found: Sequence[Point], kind: Literal["png", "svg"]) -> bytes:
+    """The curve as a file of `kind`. Raises CurveError where matplotlib is missing."""
+    drawn: bytes = _pictures().picture(found, kind)
+    return drawn
+
+
+def drawing(found: Sequence[Point]) -> Markup:
+    """The curve as an element of a page. Raises CurveError where matplotlib is missing."""
+    drawn: Markup = _pictures().drawing(found)
+    return drawn
 
 
 def markdown(found: Sequence[Point]) -> str:
@@ -40,10 +49,15 @@ def markdown(found: Sequence[Point]) -> str:
 
 
 def page(found: Sequence[Point]) -> str:
-    """The curve as one HTML page: no file beside it, nothing fetched."""
-    plot = curve_plot(found)
+    """The curve as one HTML page: no file beside it, nothing fetched, no script."""
     return template("curve.html.jinja", TEMPLATES).render(
-        plot=plot,
-        figures={plot.name: {"traces": plot.traces, "layout": plot.layout}},
-        plotly=Markup(plotly_script()),  # noqa: S704 - plotly's own source, not text from outside
+        label=label(found), curve=drawing(found), note=NOTE, columns=COLUMNS, rows=list(map(row, found))
     )
+
+
+def _pictures() -> ModuleType:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CurveError("the curve is drawn by matplotlib, which is missing: pip install 'neuron-guard[bench]'.")
+    from benchmarks.safety import curve_picture  # the one module that needs it
+
+    return curve_picture

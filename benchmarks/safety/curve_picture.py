@@ -1,51 +1,92 @@
-"""The curve as a picture for papers and model cards, PNG and SVG, in colours that colour-blind readers tell apart.
+"""The curve as a picture: PNG and SVG for papers and model cards, and a drawing for a page, which has its colours.
 
-The ground is light in both, so that it can be read on a dark page too. Colours are those of Okabe and Ito (2008); every
-series has a symbol of its own besides.
+The files' ground is light, so that they can be read on a dark page too. Their colours are those of Okabe and Ito
+(2008), which colour-blind readers tell apart; every series has a symbol of its own besides.
 """
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.safety.curve_plot import COSTS, costs_read, for_logarithm, front_of, places, spent, swept
+from benchmarks.safety.curve_parts import COSTS, costs_read, for_logarithm, front_of, label, places, spent, swept, told
 from benchmarks.safety.curve_points import Cost, Point
 from guard.measures import Estimate
 
 BLUE, VERMILION, GREEN, PURPLE, BLACK, GREY = "#0072b2", "#d55e00", "#009e73", "#aa4499", "#1b1d22", "#6b7280"
+WHITE, EDGE, GRID = "#ffffff", "#b9bec7", "#e6e7ea"
 SWEEPS = {"neurons": ("fewer neurons", BLUE, "o", "-"), "bounds": ("looser bounds", VERMILION, "s", "-.")}
 ENDS = ((PURPLE, "X"), (GREEN, "D"))
 SYMBOLS = ("^", "v", "*", "h", "P", "p", "<")
 STYLE: Any = {
-    "font.size": 10, "axes.edgecolor": "#b9bec7", "axes.labelcolor": BLACK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e7ea", "axes.axisbelow": True,
+    "font.size": 10, "axes.edgecolor": EDGE, "axes.labelcolor": BLACK, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True,
     "xtick.color": GREY, "ytick.color": GREY, "text.color": BLACK, "svg.hashsalt": "neuron-guard",
 }  # fmt: skip
 SIZES = {1: (6.8, 3), 2: (10.0, 4)}  # by panels: width in inches, columns of the legend
 HEIGHT_INCHES, DOTS_PER_INCH = 5.2, 160
+ON_A_PAGE = (5.0, 3.6, 1.0)  # width, height of a panel and of the legend, in inches: text of 10 points at 360 pixels
+VARIABLES = {
+    BLUE: "one", VERMILION: "two", GREEN: "on", PURPLE: "off", BLACK: "text", GREY: "muted", WHITE: "surface",
+    EDGE: "axis", GRID: "line",
+}  # fmt: skip
 
 
 def picture(found: Sequence[Point], kind: Literal["png", "svg"]) -> bytes:
     """The curve, a panel for each cost that was read, as a file of `kind`: the same bytes for the same points."""
-    costs = costs_read(found)
-    width, columns = SIZES[len(costs)]
+    width, columns = SIZES[len(costs_read(found))]
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, HEIGHT_INCHES), layout="constrained")
-        panels = figure.subplots(1, len(costs), squeeze=False)[0]
-        for axes, cost in zip(panels, costs, strict=True):
-            _draw(axes, for_logarithm(found), cost)
-        panels[0].set_ylabel("harmful requests refused, %")
-        handles, labels = panels[0].get_legend_handles_labels()
-        handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # the front, a plain line, comes first
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-        written = io.BytesIO()
-        figure.savefig(
-            written, format=kind, dpi=DOTS_PER_INCH, metadata={"Date": None} if kind == "svg" else {"Software": None}
-        )
+        return _written(_figure(found, (width, HEIGHT_INCHES), columns), kind)
+
+
+def drawing(found: Sequence[Point]) -> Markup:
+    """The curve as an `svg` element of a page, its panels one below the other: text is text, colours are those of the
+    page's style sheet, and each point says what it is where it is pointed at.
+    """
+    panels = len(costs_read(found))
+    width, panel, legend = ON_A_PAGE
+    with rc_context(STYLE | {"svg.fonttype": "none"}):
+        figure = _figure(found, (width, panel * panels + legend), 2, below=True)
+        written = _written(figure, "svg").decode()
+    element = written[written.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        element = element.replace(colour, f"var(--{variable})")
+    for cost in costs_read(found):
+        for place, point in enumerate(found):
+            group = f'<g id="{_name(cost, place)}">'
+            element = element.replace(group, f"{group}<title>{escape(told(point, cost))}</title>")
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)  # as wide as the page has room for
+    named = f'<svg role="img" aria-label="{escape(label(found))}"'
+    return Markup(element.replace("<svg", named, 1))  # noqa: S704 - matplotlib's, and what is from outside is escaped
+
+
+def _figure(found: Sequence[Point], size: tuple[float, float], columns: int, *, below: bool = False) -> Figure:
+    costs = costs_read(found)
+    figure = Figure(figsize=size, layout="constrained")
+    shape = (len(costs), 1) if below else (1, len(costs))
+    panels = figure.subplots(*shape, squeeze=False).flatten()
+    for axes, cost in zip(panels, costs, strict=True):
+        _draw(axes, for_logarithm(found), cost)
+        if below or axes is panels[0]:
+            axes.set_ylabel("harmful requests refused, %")
+        if below:
+            _points(axes, found, cost)
+    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # the front, a plain line, comes first
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def _written(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
+    written = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(written, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
     return written.getvalue()
 
 
@@ -75,13 +116,25 @@ def _draw(axes: Axes, found: Sequence[Point], cost: Cost) -> None:
 def _series(
     axes: Axes, drawn: Sequence[Point], cost: Cost, name: str, colour: str, symbol: str, *, line: str, size: float
 ) -> None:
-    face = "white" if symbol == "s" else colour  # or it hides a sweep that runs the same way
+    face = WHITE if symbol == "s" else colour  # or it hides a sweep that runs the same way
     axes.errorbar(
         *places(drawn, cost), xerr=_bars(spent(drawn, cost), COSTS[cost][1]),
         yerr=_bars([point.harmful_refused for point in drawn], 100.0), fmt=symbol, linestyle=line, color=colour,
         markersize=size, linewidth=1.6, elinewidth=1.0, ecolor=(colour, 0.45), markerfacecolor=face, label=name,
         zorder=3,
     )  # fmt: skip
+
+
+def _points(axes: Axes, found: Sequence[Point], cost: Cost) -> None:
+    """Something unseen on each point that was read, to point at."""
+    for place, (point, drawn) in enumerate(zip(found, for_logarithm(found), strict=True)):
+        if point.cost(cost) is not None:
+            (mark,) = axes.plot(*places([drawn], cost), "o", markersize=13, alpha=0.0, zorder=5)
+            mark.set_gid(_name(cost, place))
+
+
+def _name(cost: Cost, place: int) -> str:
+    return f"{cost}-{place}"
 
 
 def _bars(values: Sequence[Estimate], unit: float) -> list[list[float]]:

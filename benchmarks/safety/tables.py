@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from benchmarks.judges.agreement import known_agreement
-from benchmarks.safety import curve_plot
+from benchmarks.safety import curve_parts
 from benchmarks.safety.conditions import GUARDED, PLAIN
 from benchmarks.safety.outcomes import ALL, UNWANTED_IN_WORDS
 from benchmarks.safety.rates import Rate
@@ -131,12 +131,19 @@ def of_quality(report: Report) -> Rows:
     rows = []
     for name in dict.fromkeys((*texts, *answers)):
         text, answer = texts.get(name), answers.get(name)
-        cells: list[Estimate | None] = [text.perplexity, text.kl] if text else [None] * 2
-        if answer is None:
-            cells += [None] * 4
-        else:
-            cells += [answer.own_perplexity, answer.kl, answer.first_token_kl, answer.answer_perplexity]
-        rows.append([name, *("" if cell is None else display.estimate(cell) for cell in cells)])
+        perplexities = [
+            text.perplexity if text else None,
+            answer.own_perplexity if answer else None,
+            answer.answer_perplexity if answer else None,
+        ]
+        divergences = [
+            text.kl if text else None,
+            answer.kl if answer else None,
+            answer.first_token_kl if answer else None,
+        ]
+        plain, own, answered = ("" if cell is None else display.estimate(cell) for cell in perplexities)
+        moved, own_moved, first = ("" if cell is None else curve_parts.divergence(cell) for cell in divergences)
+        rows.append([name, plain, moved, own, own_moved, first, answered])
     headings = ("condition", "perplexity, WikiText-2", "KL, WikiText-2", "perplexity, own answers", "KL, own answers",
                 "KL, first token", "perplexity of its answers")  # fmt: skip
     return _without_empty(
@@ -145,7 +152,8 @@ def of_quality(report: Report) -> Rows:
             headings,
             rows,
             "KL from no guard, nats per token. Own answers: those of the model without a guard to harmless requests; "
-            "of its answers: those under the condition, as the model without a guard finds them.",
+            "of its answers: those under the condition, as the model without a guard finds them. "
+            + curve_parts.ROUNDING,
         )
     )
 
@@ -165,8 +173,8 @@ def of_scores(report: Report) -> Rows:
 
 def of_curve(report: Report) -> Rows:
     """A row a strength of the guard."""
-    rows = [curve_plot.row(point) for point in report.curve]
-    return Rows("Strength of the guard", curve_plot.COLUMNS, rows, curve_plot.NOTE)
+    rows = [curve_parts.row(point) for point in report.curve]
+    return Rows("Strength of the guard", curve_parts.COLUMNS, rows, curve_parts.NOTE)
 
 
 def every_table(report: Report) -> list[Rows]:

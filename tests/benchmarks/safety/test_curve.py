@@ -1,24 +1,25 @@
 """The curve: its intervals are those of the answers, its front is the front, and what is written says the same."""
 
-import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from benchmarks.safety.condition import Condition
 from benchmarks.safety.conditions import GUARDED, PLAIN
-from benchmarks.safety.curve import CurveError, Point, curve_plot, markdown, page, pareto_front, points, write
-from benchmarks.safety.curve_plot import for_logarithm
-from benchmarks.safety.curve_points import Floats
+from benchmarks.safety.curve import CurveError, Point, drawing, markdown, page, pareto_front, points, write
+from benchmarks.safety.curve_parts import LEAST, divergence, for_logarithm, told
+from benchmarks.safety.curve_points import Cost, Floats
 from benchmarks.safety.prompt_sets import Kind
 from benchmarks.safety.strength import Strength
 from calibration.behaviour import Behaviour
+from calibration.display import number
+from calibration.plots_of_gate import SMALLEST_KL
 from calibration.statistics import bootstrap_estimate, wilson_estimate
 from guard.measures import Estimate
 
@@ -119,22 +120,29 @@ def test_points_come_back_from_json() -> None:
 
 
 @pytest.mark.parametrize("without", [(), tuple(COST)], ids=["both costs", "no KL"])
-def test_plotly_takes_the_figure_and_every_point_is_drawn_and_told(without: tuple[str, ...]) -> None:
+def test_each_point_says_what_it_is_in_each_panel_of_the_drawing(without: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib", reason="it draws the pictures")
     found = list(made(*without).values())
-    plot = curve_plot(found)
-    coloured = re.sub(r'"\$\w+"', '"#123456"', json.dumps({"data": plot.traces, "layout": plot.layout}))
-    go.Figure(json.loads(coloured))
-    assert len(plot.rows) == len(found)
-    panels = {trace["xaxis"] for trace in plot.traces}
-    assert panels == ({"x"} if without else {"x", "x2"})
-    for point in found:
-        assert any(100 * point.harmful_refused.value in trace["y"] for trace in plot.traces)
+    said = re.findall(r"<title>(.*?)</title>", drawing(found))
+    costs: tuple[Cost, ...] = ("harmless",) if without else ("harmless", "kl")
+    assert said == [str(escape(told(point, cost))) for cost in costs for point in found]
 
 
-def test_a_baseline_has_one_symbol_in_both_panels_though_one_before_it_lacks_a_cost() -> None:
-    plot = curve_plot(list(made("system <b>prompt</b>").values()))
-    symbols = {trace["marker"]["symbol"] for trace in plot.traces if trace["name"] == "true gate"}
-    assert len(symbols) == 1
+def test_the_drawing_has_the_colours_of_the_page_alone() -> None:
+    pytest.importorskip("matplotlib", reason="it draws the pictures")
+    unseen = re.compile(r'<g id="(?:harmless|kl)-\d+">.*?</g>', re.DOTALL)
+    assert re.findall(r"#[0-9a-f]{6}\b", unseen.sub("", drawing(list(made().values())))) == []
+
+
+def test_a_kl_that_is_rounding_is_told_as_less_than_the_least_and_zero_only_where_it_is() -> None:
+    def told_of(value: float, low: float, high: float) -> str:
+        return divergence(Estimate(value=value, low=low, high=high, n=4))
+
+    assert told_of(0.0, 0.0, 0.0) == "0"
+    assert told_of(-4.6e-12, -1.7e-10, 1.5e-10) == LEAST
+    assert told_of(1.4e-5, -6.8e-21, 6.3e-5) == f"{number(1.4e-5)} ({LEAST} to {number(6.3e-5)})"
+    assert told_of(2e-3, 0.0, 3e-3) == f"{number(2e-3)} (0 to {number(3e-3)})"
+    assert number(SMALLEST_KL).endswith(LEAST.removeprefix("< "))
 
 
 def test_the_table_has_a_line_for_each_point_with_as_many_cells_as_the_head() -> None:
@@ -144,6 +152,7 @@ def test_the_table_has_a_line_for_each_point_with_as_many_cells_as_the_head() ->
 
 
 def test_what_comes_from_outside_is_escaped_on_the_page() -> None:
+    pytest.importorskip("matplotlib", reason="it draws the pictures")
     assert "<b>prompt</b>" not in page(list(made().values()))
 
 
