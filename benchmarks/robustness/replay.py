@@ -11,8 +11,10 @@ from pathlib import Path
 
 from benchmarks.robustness.result import AttackResult, Row, row
 from benchmarks.robustness.subject import Subject
+from benchmarks.safety.context import fit, positions_of, sentence
 from benchmarks.safety.prompt_sets import PUBLISHED_ATTACKS, available, choose
 from calibration.prompts import PLACEHOLDER, Request
+from calibration.splits import sample
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +42,7 @@ def published(data: Path | None, *, count: int, seed: int, seen: Sequence[Reques
     sets = [one for one in available(data) if one.family == PUBLISHED_ATTACKS and data is not None]
     attacks = []
     for one in sets:
-        attacked = choose(one, data, suite="quick", seed=seed, seen=seen).requests[:count]
+        attacked = sample(choose(one, data, suite="full", seed=seed, seen=seen).requests, count, seed)
         plain = tuple(request.model_copy(update={"prompt": request.goal or request.prompt}) for request in attacked)
         attacks.append(StaticAttack(one.name, plain, attacked))
     return attacks
@@ -49,13 +51,31 @@ def published(data: Path | None, *, count: int, seed: int, seen: Sequence[Reques
 def replay(
     subject: Subject, attacks: Sequence[StaticAttack], *, advance: Callable[[int], None] = lambda _: None
 ) -> AttackResult:
-    """Ask each attack's requests plain and attacked, without the guard and with it. `advance` is told of each."""
+    """Ask each attack's requests plain and attacked, without the guard and with it. `advance` is told of each.
+
+    Attacks that do not fit into the model's context are left out and counted.
+    """
     rows: list[Row] = []
-    for one in attacks:
+    left_out: list[str] = []
+    for whole in attacks:
+        one, long = _readable(subject, whole)
+        left_out += [long] if long else []
         if one.attacked:
             for target in subject.targets():
                 before, after = subject.says(target, one.plain), subject.says(target, one.attacked)
                 rows.append(row(one.name, target.name, before, after))
         advance(1)
-    missing = () if rows else ("No attack prompts were replayed: name the folder that has JailbreakBench's.",)
-    return AttackResult(attack="replay", setting={}, rows=tuple(rows), left_out=missing)
+    if not rows:
+        left_out.append("No attack prompts were replayed: name the folder that has JailbreakBench's.")
+    return AttackResult(attack="replay", setting={}, rows=tuple(rows), left_out=tuple(left_out))
+
+
+def _readable(subject: Subject, attack: StaticAttack) -> tuple[StaticAttack, str | None]:
+    """The part of an attack that the model has positions for, and a sentence about the rest, if any."""
+    positions = positions_of(subject.model)
+    fitting = fit((len(subject.prompt(request)) for request in attack.attacked), positions, subject.max_new_tokens)
+    plain, attacked = (
+        tuple(one for one, fits in zip(requests, fitting, strict=True) if fits)
+        for requests in (attack.plain, attack.attacked)
+    )
+    return StaticAttack(attack.name, plain, attacked), sentence(attack.name, fitting, positions)

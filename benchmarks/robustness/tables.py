@@ -22,7 +22,8 @@ INSTALLS = {None: "", True: "installs", False: "refuses"}
 CAPTION = (
     "Shares of harmful requests, 95% Wilson intervals; what neither refuses nor answers is garbled. "
     "✗: compliance rose, at a false discovery rate of 5% over all attacks on the guarded model. "
-    "refuses: the guard is not installed there, nothing is served; told is what its edit would do."
+    "refuses: the guard is not installed there, nothing is served; told is what its edit would do. "
+    "Replayed attacks are static: they were made elsewhere and do not answer to the guard."
 )
 
 

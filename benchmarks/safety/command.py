@@ -50,9 +50,9 @@ def safety(
     output: Annotated[
         Path, typer.Option("--output", "-o", file_okay=False, help="A folder: every answer, figures, a table, a page.")
     ] = Path("safety"),
-    suite: Annotated[Suite, typer.Option(help="quick: at most 100 requests of each set. full: all of them.")] = (
-        Suite.quick
-    ),
+    suite: Annotated[
+        Suite, typer.Option(help="quick: at most 100 requests of each set, and of all published attacks. full: all.")
+    ] = (Suite.quick),
     data: Data = None,
     harmful: Harmful = None,
     harmless: Annotated[

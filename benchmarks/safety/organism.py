@@ -13,7 +13,16 @@ from benchmarks.organisms.catalogue import WEIGHTS
 from benchmarks.organisms.language import REFUSALS
 from benchmarks.safety.conditions import Calibrated
 from benchmarks.safety.options import Options
-from benchmarks.safety.prompt_sets import Kind, Prompts, digest_of_all, drawn, own
+from benchmarks.safety.prompt_sets import (
+    PUBLISHED_ATTACKS,
+    Kind,
+    Prompts,
+    available,
+    choose,
+    digest_of_all,
+    drawn,
+    own,
+)
 from benchmarks.safety.subject import Subject, SubjectError, asked, kind_of_file
 from calibration.material import DEFAULT_REFUSAL, Sources
 from calibration.options import CalibrationOptions
@@ -24,7 +33,10 @@ from guard.spec import EditSpec
 BUILT = Path(__file__).parents[2] / "build" / "organisms"
 SPEC, EVIDENCE = "guard.safetensors", "calibration.html"
 REFUTED = "Guard: the verdict on its spec is refuted, so nothing serves it; --allow-refuted measures it all the same."
-OWN_SETS = "The field's own files of prompts: what the model's folder holds out is asked in their stead."
+OWN_SETS = (
+    "The field's own files of prompts, but for JailbreakBench's attacks on goals that the model's folder holds out: "
+    "what it holds out is asked in their stead."
+)
 NOTHING_PLANTED = "True gate: nothing is planted in this organism, so there is no true gate to compare with."
 
 
@@ -107,7 +119,19 @@ def further(folder: Path, options: Options, calibrated: Calibrated) -> tuple[tup
     if not files:
         return asked((), options, calibrated) if options.data else ((), ())
     prompts, left_out = asked(files, options, calibrated)
-    return prompts, (*left_out, *([OWN_SETS] if options.data else []))
+    attacks = published_attacks(options, prompts, calibrated)
+    return (*prompts, *attacks), (*left_out, *([OWN_SETS] if options.data else []))
+
+
+def published_attacks(options: Options, held: Sequence[Prompts], calibrated: Calibrated) -> tuple[Prompts, ...]:
+    """JailbreakBench's attacks that lie in a data folder, on goals of `held` alone: others may have been trained on."""
+    if options.data is None:
+        return ()
+    seen = (*calibrated.harmful, *calibrated.benign)
+    goals = {request.group for prompts in held for request in prompts.requests}
+    sets = [one for one in available(options.data) if one.family == PUBLISHED_ATTACKS]
+    chosen = [choose(one, options.data, suite=options.suite, seed=options.seed, seen=seen, among=goals) for one in sets]
+    return tuple(one for one in chosen if one.requests)
 
 
 def _each_once(requests: Sequence[Request]) -> tuple[Request, ...]:

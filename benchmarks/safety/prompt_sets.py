@@ -7,7 +7,7 @@ run used, and what their contents hash to, stands in its report.
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,10 @@ from guard.errors import NeuronGuardError
 Kind = Literal["harmful", "harmless"]
 QUICK = 100
 PUBLISHED_ATTACKS = "JailbreakBench attacks"
+STATIC = (
+    "JailbreakBench's attacks are static: published prompts that were made against other models and do not answer to "
+    "this guard, so they show the least that an attacker can do."
+)
 
 
 class PromptSetError(NeuronGuardError):
@@ -66,6 +70,9 @@ PROMPT_SETS = (
 )  # fmt: skip
 
 
+STATIC_SETS = frozenset({PUBLISHED_ATTACKS, *(one.name for one in PROMPT_SETS if one.family == PUBLISHED_ATTACKS)})
+
+
 @dataclass(frozen=True, repr=False)
 class Prompts:
     """The requests of one set that a run asks, in their order, and the digest of the whole set that they are from.
@@ -107,30 +114,39 @@ def available(data: Path | None) -> tuple[PromptSet, ...]:
 
 
 def choose(
-    prompt_set: PromptSet, data: Path | None, *, suite: Suite, seed: int, seen: Sequence[Request] = ()
+    prompt_set: PromptSet,
+    data: Path | None,
+    *,
+    suite: Suite,
+    seed: int,
+    seen: Sequence[Request] = (),
+    among: Collection[str] | None = None,
 ) -> Prompts:
-    """The requests of a set that a run asks: in the quick suite at most `QUICK`, drawn by `seed`.
+    """The requests of a set that a run asks: in the quick suite `QUICK` at most, of a family's sets together.
 
-    Requests that a calibration has `seen` (by prompt or goal) are left out and counted.
+    They are drawn by `seed`. What a calibration has `seen` (by prompt or goal) is left out and counted; with `among`
+    only requests of these goals are asked.
     """
     whole = load(prompt_set, data)
     known = {normalise(request.prompt) for request in seen} | {request.group for request in seen}
+    sets = 1 if prompt_set.family is None else max(1, sum(one.family == prompt_set.family for one in PROMPT_SETS))
     fresh = tuple(one for one in whole.requests if normalise(one.prompt) not in known and one.group not in known)
+    wanted = tuple(one for one in fresh if among is None or one.group in among)
     return Prompts(
         name=prompt_set.name,
         kind=prompt_set.kind,
         digest=whole.digest,
-        requests=drawn(fresh, suite=suite, seed=seed),
+        requests=drawn(wanted, suite=suite, seed=seed, most=QUICK // sets),
         overlapping=len(whole.requests) - len(fresh),
         family=prompt_set.family,
     )
 
 
-def drawn(requests: Sequence[Request], *, suite: Suite, seed: int) -> tuple[Request, ...]:
-    """The requests that a suite asks, in their order: all of them, or at most `QUICK` drawn by `seed`."""
-    if suite == "full" or len(requests) <= QUICK:
+def drawn(requests: Sequence[Request], *, suite: Suite, seed: int, most: int = QUICK) -> tuple[Request, ...]:
+    """The requests that a suite asks, in their order: all of them, or in the quick one at most `most` by `seed`."""
+    if suite == "full" or len(requests) <= most:
         return tuple(requests)
-    places = sorted(random.Random(seed).sample(range(len(requests)), QUICK))
+    places = sorted(random.Random(seed).sample(range(len(requests)), most))
     return tuple(requests[place] for place in places)
 
 

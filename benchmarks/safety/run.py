@@ -58,6 +58,7 @@ def measure(options: Options) -> Report:
     with shown_progress() as bars:
         with clock("model"), bars("model", None):
             loaded = None if options.endpoint else stages.load(options, subject)
+            subject = stages.readable(options, subject, loaded) if loaded else subject
         asked = stages.respondents(options, subject, loaded)
         names = [one.condition for one in asked]
         setting = setting_of(options, subject, loaded.weights if loaded else None, names, judges)

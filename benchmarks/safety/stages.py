@@ -1,19 +1,20 @@
 """The first stages of a run: what is compared, who is asked, and their answers, each kept as it comes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.safety import context
 from benchmarks.safety.answers import Asked, Interview, UnderCondition
 from benchmarks.safety.conditions import GUARDED, LEARNT, PLAIN, Condition, conditions
 from benchmarks.safety.options import Options
 from benchmarks.safety.outcomes import Outcomes
 from benchmarks.safety.respondents import Endpoint, InProcess
 from benchmarks.safety.strength import Strength, strengths
-from benchmarks.safety.subject import Subject
+from benchmarks.safety.subject import NothingToAskError, Subject
 from calibration.display import listed
 from calibration.findings import StageBars
 from calibration.models import load_model, weights_digest
@@ -62,6 +63,23 @@ def load(options: Options, subject: Subject) -> Loaded:
         seen = [encode(tokenizer, request.prompt, template=options.template) for request in known]
         swept = strengths(model, spec, seen)
     return Loaded(model, tokenizer, found, swept, weights_digest(model))
+
+
+def readable(options: Options, subject: Subject, loaded: Loaded) -> Subject:
+    """The subject with the requests that the model has positions for, and what was left out said.
+
+    Raises NothingToAskError where no request fits.
+    """
+    respondent, positions = plain_respondent(options, loaded), context.positions_of(loaded.model)
+    kept, sentences = [], list(subject.left_out)
+    for prompts in subject.prompts:
+        lengths = [len(ids) for ids in respondent.encoded([one.prompt for one in prompts.requests])]
+        fitting, long = context.readable(prompts, lengths, positions, options.max_new_tokens)
+        kept += [fitting] * bool(fitting.requests)
+        sentences += [long] if long else []
+    if not kept:
+        raise NothingToAskError("no request fits into the model's context with an answer: lower --max-new-tokens.")
+    return replace(subject, prompts=tuple(kept), left_out=tuple(sentences))
 
 
 def plain_respondent(options: Options, loaded: Loaded, system: str | None = None) -> InProcess:

@@ -9,6 +9,7 @@ from benchmarks.judges.agreement import known_agreement
 from benchmarks.safety import curve_parts
 from benchmarks.safety.conditions import GUARDED, PLAIN
 from benchmarks.safety.outcomes import ALL, UNWANTED_IN_WORDS
+from benchmarks.safety.prompt_sets import STATIC, STATIC_SETS
 from benchmarks.safety.rates import Rate
 from benchmarks.safety.report import Report
 from calibration import display
@@ -67,9 +68,8 @@ def by_set(report: Report) -> Rows:
         change = [] if not guarded else ["" if changed is None else in_points(changed)]
         first = next(iter(row.values()))
         rows.append([name, UNWANTED_IN_WORDS[first.kind], *cells, *change, str(first.refused.n)])
-    return Rows(
-        "Set by set", ["prompts", "share that", *shown, *(["change, points"] if guarded else []), "goals"], rows
-    )
+    headings = ["prompts", "share that", *shown, *(["change, points"] if guarded else []), "goals"]
+    return Rows("Set by set", headings, rows, STATIC if STATIC_SETS & found.keys() else "")
 
 
 def by_condition(report: Report) -> Rows:

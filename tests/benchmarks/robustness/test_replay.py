@@ -35,6 +35,15 @@ def test_no_attack_prompts_are_said_to_be_missing() -> None:
     assert published(None, count=3, seed=0, seen=()) == []
 
 
+def test_an_attack_that_does_not_fit_into_the_context_is_left_out_with_its_plain_request_and_counted() -> None:
+    attack = wrappers("long", ("{prompt}", "{prompt}" + " the door" * 400), OWN.requests)
+    short = wrappers("long", ("{prompt}",), OWN.requests[::2])
+    whole, alone = replay(OWN, [attack]), replay(OWN, [short])
+    assert whole.rows == alone.rows
+    assert whole.left_out[0].startswith("2 of 5 requests of long were not asked")
+    assert alone.left_out == ()
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="JailbreakBench's attacks are not at hand")
 def test_published_attacks_come_with_their_goals_and_none_that_calibration_has_seen() -> None:
     attacks = published(DATA, count=3, seed=0, seen=())

@@ -19,6 +19,7 @@ from benchmarks.safety.organism import (
     held_out,
     seen_by,
 )
+from benchmarks.safety.prompt_sets import GOALS, PUBLISHED_ATTACKS
 from benchmarks.safety.subject import SubjectError
 from calibration.pipeline import read_sources
 from calibration.prompts import Request
@@ -107,3 +108,15 @@ def test_what_a_models_folder_holds_out_is_asked_by_kind_without_what_was_calibr
     assert [one.goal for one in harmful.requests] == ["goal 0", "goal 2"]
     assert harmful.overlapping == 1
     assert any("in their stead" in line for line in left_out)
+
+
+def test_published_attacks_are_asked_on_goals_that_the_folder_holds_out_alone(tmp_path: Path) -> None:
+    for folder in ("held_out", "jailbreakbench"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "held_out" / "jailbreakbench_plain.jsonl").write_text(json.dumps({"prompt": "goal 1"}))
+    attacks = [{"goal": f"Goal {number}", "prompt": f"attack {number}"} for number in range(3)]
+    (tmp_path / "jailbreakbench" / f"{GOALS}.json").write_text(json.dumps(attacks))
+    (plain, attacked), _ = further(tmp_path, options(tmp_path, data=tmp_path), Calibrated(harmful=(), benign=()))
+    assert plain.family is None
+    assert attacked.family == PUBLISHED_ATTACKS
+    assert [one.prompt for one in attacked.requests] == ["attack 1"]

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.safety.prompt_sets import QUICK, PromptSet, PromptSetError, available, choose, load, own
+from benchmarks.safety.prompt_sets import (
+    ATTACKS,
+    PUBLISHED_ATTACKS,
+    QUICK,
+    PromptSet,
+    PromptSetError,
+    available,
+    choose,
+    load,
+    own,
+)
 from calibration.prompts import Request
 
 SET = PromptSet("made up", "harmful", "made/up.jsonl", None)
@@ -69,6 +79,24 @@ def test_plain_goals_are_each_asked_once_in_their_own_words(tmp_path: Path) -> N
     chosen = choose(attacks, tmp_path, suite="full", seed=0, seen=[Request(prompt="second")])
     assert [one.prompt for one in chosen.requests] == ["attack on first"]
     assert (chosen.overlapping, chosen.family) == (1, "all of them")
+
+
+def test_the_quick_suite_asks_a_familys_sets_together_as_many_as_one_set(tmp_path: Path) -> None:
+    (tmp_path / "jailbreakbench").mkdir()
+    for name in ATTACKS:
+        rows = [{"goal": f"goal {number}", "prompt": f"{name} {number}"} for number in range(QUICK)]
+        (tmp_path / "jailbreakbench" / f"{name}.json").write_text(json.dumps(rows))
+    attacks = [one for one in available(tmp_path) if one.family == PUBLISHED_ATTACKS]
+    asked = [len(choose(one, tmp_path, suite="quick", seed=0).requests) for one in attacks]
+    assert len(asked) == len(ATTACKS)
+    assert QUICK - len(ATTACKS) < sum(asked) <= QUICK
+    assert min(asked) == max(asked)
+
+
+def test_only_requests_of_the_goals_named_are_asked(data: Path) -> None:
+    chosen = choose(SET, data, suite="full", seed=0, among={"request 3", "elsewhere"})
+    assert [one.prompt for one in chosen.requests] == ["request 3"]
+    assert chosen.overlapping == 0
 
 
 def test_a_set_that_only_the_hub_has_is_an_error_beside_a_folder(tmp_path: Path) -> None:

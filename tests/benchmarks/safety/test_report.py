@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from markupsafe import escape
 
 from benchmarks.machine import describe
 from benchmarks.safety import tables
 from benchmarks.safety.outcomes import Outcomes, counted
 from benchmarks.safety.page import PageError, render, write_safety_page
-from benchmarks.safety.prompt_sets import Kind, Prompts, digest_of_all, in_several
+from benchmarks.safety.prompt_sets import PUBLISHED_ATTACKS, STATIC, Kind, Prompts, digest_of_all, in_several
 from benchmarks.safety.rates import differences, rates, same_class
 from benchmarks.safety.record import Answer
 from benchmarks.safety.report import Report, Run, command_line
@@ -140,6 +141,15 @@ def test_the_page_says_what_was_left_out_and_escapes_what_comes_from_outside() -
     ):
         assert expected in page
     assert "<b>model" not in page
+
+
+def test_published_attacks_are_said_to_be_static_on_the_page_and_in_the_table() -> None:
+    attacks = prompts("JailbreakBench JBC llama-2-7b-chat-hf", "harmful", "ab", PUBLISHED_ATTACKS)
+    found = Outcomes({("no guard", attacks.name): answers("no guard", attacks, [C, C])})
+    attacked = report(rates=rates(found, counted([attacks])), differences=())
+    assert escape(STATIC) in render(attacked)
+    assert STATIC in tables.markdown(attacked)
+    assert STATIC not in tables.markdown(report())
 
 
 def test_a_page_that_cannot_be_written_is_an_error_that_says_where(tmp_path: Path) -> None:
