@@ -7,66 +7,64 @@ of them only ever lead towards refusal.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import nn
-
 from benchmarks.peers import conditional, refusal_direction
-from benchmarks.peers.contender import Condition as Where
 from benchmarks.peers.contender import Contender, strongest
 from benchmarks.ranking import best, contrast
 from benchmarks.safety.baselines_filter import learnt_filter
+from benchmarks.safety.baselines_kept import (
+    CONDITIONAL,
+    CONTRAST,
+    DIRECTION,
+    FILTER,
+    KeptBaselines,
+    KeptChange,
+    KeptFilter,
+)
 from benchmarks.safety.baselines_requests import BaselineError, Lesson, lesson
 from benchmarks.safety.condition import Calibrated, Condition
 from benchmarks.truth import ablation
-from calibration.behaviour import pad_token
 from calibration.bounds import Budget
-from calibration.display import percent, plural
+from calibration.checkpoint import Checkpoint
+from calibration.display import plural
 from calibration.findings import Settings
 from calibration.material import Encoder
-from calibration.sequences import Example, collate
 from calibration.stage import late_layers
 from guard.hf import install_edits
 from guard.spec import EditSpec
 
-CONTRAST, DIRECTION, CONDITIONAL, FILTER = (
-    "contrast neurons", "refusal direction", "conditional vector", "output filter",
-)  # fmt: skip
 LEARNT = (CONTRAST, DIRECTION, CONDITIONAL, FILTER)
 NOTHING = Contender("does nothing: no strength lowers harm within the budget", nullcontext)
 LESS_HARM_ALONE = Budget(kl=math.inf, refusal=1.0)
 
 
-def learnt(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, seed: int) -> tuple[Condition, ...]:
-    """The baselines of `LEARNT`, in that order; without a spec there is no number of neurons for the first."""
+def learnt(
+    encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, seed: int, work: Checkpoint | None = None
+) -> tuple[Condition, ...]:
+    """The baselines of `LEARNT`, in that order; without a spec there is no number of neurons for the first.
+
+    What was learnt is kept in `work`, whose key names all that decides it, and is taken up from there.
+    """
+    learn = partial(learn_all, encoder, spec, calibrated, seed=seed)
+    return (learn() if work is None else work.stage("baselines", KeptBaselines, learn)).conditions(encoder)
+
+
+def learn_all(encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, seed: int) -> KeptBaselines:
+    """Everything that is learnt from the calibrated requests."""
     requests, budget = lesson(encoder, calibrated, seed=seed), budget_of(spec)
-    model = encoder.model
-    direction = refusal_direction.candidates(
-        model, requests.learning_batches.reference, requests.learning_batches.benign
+    model, learning = encoder.model, requests.learning_batches
+    direction = refusal_direction.candidates(model, learning.reference, learning.benign)
+    count = sum(len(edit.neurons) for edit in spec.layers) if spec is not None else 0
+    return KeptBaselines(
+        contrast=KeptChange.of(contrast_neurons(requests, count)) if count else None,
+        direction=KeptChange.of(chosen(requests, direction, budget)),
+        conditional=KeptChange.of(chosen(requests, conditional.candidates(model, learning), budget)),
+        output_filter=KeptFilter.of(learnt_filter(requests, budget)),
     )
-    output_filter = learnt_filter(requests, budget)
-    found = [
-        _condition(DIRECTION, encoder, chosen(requests, direction, budget)),
-        _condition(
-            CONDITIONAL,
-            encoder,
-            chosen(requests, conditional.candidates(model, requests.learning_batches), budget),
-        ),
-        Condition(
-            FILTER,
-            nullcontext,
-            rewrite=output_filter,
-            words=f"reads finished answers, meant to stop {percent(output_filter.rate)} of benign ones at most",
-        ),
-    ]
-    if spec is not None and spec.layers:
-        count = sum(len(edit.neurons) for edit in spec.layers)
-        found.insert(0, _condition(CONTRAST, encoder, contrast_neurons(requests, count)))
-    return tuple(found)
 
 
 def budget_of(spec: EditSpec | None) -> Budget:
@@ -106,25 +104,3 @@ def chosen(requests: Lesson, candidates: Sequence[Contender], budget: Budget) ->
     """
     kept = strongest(requests.encoder.model, requests.choosing_batches, [NOTHING, *candidates], budget)
     return kept or NOTHING
-
-
-def _condition(name: str, encoder: Encoder, chosen: Contender) -> Condition:
-    acts = None if chosen.condition is None else acting(encoder, chosen.condition)
-    return Condition(name, chosen.installed, acts=acts, words=chosen.strength)
-
-
-def acting(encoder: Encoder, where: Where) -> Callable[[Sequence[tuple[int, ...]]], list[bool]]:
-    """Whether a method acts on each of some encoded prompts, by the model as it is then: without the method."""
-    model, pad = encoder.model, pad_token(encoder.tokenizer)
-
-    @torch.inference_mode()
-    def acts(prompts: Sequence[tuple[int, ...]]) -> list[bool]:
-        examples = [Example(prompt, prompt[-1:], prompt[-1:]) for prompt in prompts]  # a batch has continuations
-        batch = collate(examples, pad_id=pad, device=_device(model))
-        return [bool(one) for one in where(model, batch)]
-
-    return acts
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -15,6 +15,7 @@ from benchmarks.safety.baselines import LEARNT, learnt
 from benchmarks.safety.condition import Calibrated, Condition
 from benchmarks.safety.respondents import SYSTEM_PROMPT
 from benchmarks.truth import ablation
+from calibration.checkpoint import Checkpoint
 from calibration.display import listed, plural
 from calibration.material import Encoder
 from guard.architectures import architecture_of
@@ -37,9 +38,12 @@ def conditions(
     allow_refuted: bool,
     template: bool,
     planted: Mapping[int, Sequence[int]] | None = None,
+    work: Checkpoint | None = None,
 ) -> tuple[Condition, ...]:
     """All that can be compared: no guard, and with a spec the guard; a system prompt, and with a spec its edit on
     random neurons; what is learnt from the `calibrated` requests; and the `planted` neurons, by layer, at 0.
+
+    What is learnt is kept in `work`.
     """
     found = [Condition(PLAIN, nullcontext), Condition(SYSTEM, nullcontext, SYSTEM_PROMPT, words="asks for refusals")]
     if spec is not None and spec.layers:
@@ -51,7 +55,7 @@ def conditions(
             )
         )
     if calibrated is not None:
-        found += learnt(Encoder(model, tokenizer, template, BATCH, TOKENS), spec, calibrated, seed=seed)
+        found += learnt(Encoder(model, tokenizer, template, BATCH, TOKENS), spec, calibrated, seed=seed, work=work)
     if planted:
         gate = ablation((layer, neuron) for layer, own in planted.items() for neuron in own)
         found.append(Condition(TRUE_GATE, partial(install_edits, model, gate), words=_in_words(gate, None)))

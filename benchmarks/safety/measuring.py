@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from benchmarks.safety import curve, quality
+from benchmarks.safety.baselines_kept import digest_of_lesson
 from benchmarks.safety.conditions import Condition
 from benchmarks.safety.curve_points import Floats, Point
 from benchmarks.safety.options import Options
@@ -120,6 +121,7 @@ def scored(
             "weights": loaded.weights if loaded else options.endpoint,
             "spec": subject.spec.digest if subject.spec else None,
             "dtype": options.dtype,
+            "calibrated": digest_of_lesson(subject.calibrated) if subject.calibrated else None,
         },
     )
     found: list[TaskScore] = []

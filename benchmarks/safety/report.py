@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.judges.judge import Judge
 from benchmarks.judges.wording import WEIGHTS
 from benchmarks.machine import Machine, installed_version
+from benchmarks.safety.baselines_kept import digest_of_lesson
 from benchmarks.safety.curve_points import Point
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Prompts, digest_of_all
@@ -86,7 +87,11 @@ def setting_of(
         "prompt_sets": {given.name: _digests(given) for given in subject.prompts},
         "calibrated": None
         if calibrated is None
-        else {"harmful": digest_of_all(calibrated.harmful), "benign": digest_of_all(calibrated.benign)},
+        else {
+            "harmful": digest_of_all(calibrated.harmful),
+            "benign": digest_of_all(calibrated.benign),
+            "with their answers": digest_of_lesson(calibrated),
+        },
         "versions": {package: version(package) for package in DECISIVE_PACKAGES},
     }
 

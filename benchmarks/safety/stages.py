@@ -3,24 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.safety import context
 from benchmarks.safety.answers import Asked, Interview, UnderCondition
+from benchmarks.safety.baselines_kept import digest_of_lesson
 from benchmarks.safety.conditions import GUARDED, LEARNT, PLAIN, Condition, conditions
 from benchmarks.safety.options import Options
 from benchmarks.safety.outcomes import Outcomes
+from benchmarks.safety.report import DECISIVE_PACKAGES
 from benchmarks.safety.respondents import Endpoint, InProcess
 from benchmarks.safety.strength import Strength, strengths
 from benchmarks.safety.subject import NothingToAskError, Subject
+from calibration.checkpoint import Checkpoint
 from calibration.display import listed
 from calibration.findings import StageBars
 from calibration.models import load_model, weights_digest
 from calibration.prompts import encode
 
 SERVED = "as served"
+KEPT = "baselines"
 ENDS = (PLAIN, GUARDED)
 
 
@@ -46,7 +51,8 @@ class Loaded:
 def load(options: Options, subject: Subject) -> Loaded:
     """The model, its conditions, and with a spec the strengths of the guard."""
     model, tokenizer = load_model(subject.model, device=options.device, dtype=options.dtype)
-    spec, calibrated = subject.spec, subject.calibrated
+    spec, calibrated, weights = subject.spec, subject.calibrated, weights_digest(model)
+    work = Checkpoint(options.output / KEPT, learning_key(options, subject, weights)) if calibrated else None
     found = conditions(
         model,
         tokenizer,
@@ -56,13 +62,26 @@ def load(options: Options, subject: Subject) -> Loaded:
         allow_refuted=options.allow_refuted,
         template=options.template,
         planted=subject.planted,
+        work=work,
     )
     swept: tuple[Strength, ...] = ()
     if spec is not None and options.curve:
         known = () if calibrated is None else (*calibrated.harmful, *calibrated.benign)
         seen = [encode(tokenizer, request.prompt, template=options.template) for request in known]
         swept = strengths(model, spec, seen)
-    return Loaded(model, tokenizer, found, swept, weights_digest(model))
+    return Loaded(model, tokenizer, found, swept, weights)
+
+
+def learning_key(options: Options, subject: Subject, weights: str) -> dict[str, str]:
+    """All that decides what baselines learn."""
+    decisive = {"seed", "template", "device", "dtype"}
+    return {
+        **{name: str(value) for name, value in options.model_dump(include=decisive).items()},
+        **{package: version(package) for package in DECISIVE_PACKAGES},
+        "weights": weights,
+        "spec": subject.spec.digest if subject.spec else "",
+        "requests": digest_of_lesson(subject.calibrated) if subject.calibrated else "",
+    }
 
 
 def readable(options: Options, subject: Subject, loaded: Loaded) -> Subject:

@@ -1,7 +1,9 @@
 """Baselines that learn: from the calibrated requests alone, and never towards harm."""
 
 from contextlib import nullcontext
+from functools import partial
 from math import inf
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,24 +14,31 @@ from benchmarks.judges.judge import Exchange
 from benchmarks.peers import refusal_direction
 from benchmarks.peers.contender import Contender, logits_under
 from benchmarks.safety.baselines import (
-    CONDITIONAL,
-    CONTRAST,
-    FILTER,
     LEARNT,
     NOTHING,
-    acting,
     budget_of,
     chosen,
     contrast_neurons,
+    learnt,
+)
+from benchmarks.safety.baselines_kept import (
+    CONDITIONAL,
+    CONTRAST,
+    FILTER,
+    KeptBaselines,
+    KeptChange,
+    acting,
+    digest_of_lesson,
 )
 from benchmarks.safety.baselines_requests import BaselineError, lesson
 from benchmarks.safety.condition import Calibrated, Condition
 from calibration.bounds import Budget
+from calibration.checkpoint import Checkpoint
 from calibration.outcome import first_refusal_token, readout_logits
 from calibration.prompts import Request
 from calibration.splits import SplitError
 from guard.hf import install_edits
-from tests.benchmarks.safety.subjects import built, calibrated, encoder, everything, lessons, prompts, spec
+from tests.benchmarks.safety.subjects import built, calibrated, encoder, everything, lessons, logits, prompts, spec
 from tests.calibration.organisms import BENIGN, HARMFUL, requests
 from tests.guard.specs import PROVENANCE
 from tests.serve.served import EDITS
@@ -146,3 +155,48 @@ def test_requests_without_any_answer_are_an_error(monkeypatch: pytest.MonkeyPatc
 def test_every_learnt_baseline_says_what_was_chosen() -> None:
     assert all(everything()[name].words for name in LEARNT)
     assert Condition("nothing", nullcontext).words == ""
+
+
+def test_what_was_learnt_is_taken_up_from_where_it_is_kept_and_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = partial(learnt, encoder(), spec(), calibrated(), seed=0)
+    first = learn(work=Checkpoint(tmp_path / "work", {"of": "these"}))
+    monkeypatch.setattr("benchmarks.safety.baselines.learn_all", lambda *_, **__: pytest.fail("it learnt again"))
+    again = learn(work=Checkpoint(tmp_path / "work", {"of": "these"}))
+    assert [one.name for one in again] == list(LEARNT)
+    asked = [Exchange(one.prompt, str(one.compliance)) for one in requests(HARMFUL)[200:208]]
+    some = [*prompts(HARMFUL, 200, 206), *prompts(BENIGN, 300, 306)]
+    for one, other in zip(first, again, strict=True):
+        assert one.words == other.words == everything()[one.name].words
+        with one.installed():
+            expected = logits()
+        with other.installed():
+            assert torch.equal(logits(), expected)
+        assert (one.acts is None) == (other.acts is None)
+        if one.acts is not None and other.acts is not None:
+            assert one.acts(some) == other.acts(some)
+        if one.rewrite is not None and other.rewrite is not None:
+            assert one.rewrite(asked) == other.rewrite(asked)
+
+
+def test_what_is_kept_holds_no_request(tmp_path: Path) -> None:
+    learnt(encoder(), spec(), calibrated(), seed=0, work=Checkpoint(tmp_path / "work", {}))
+    (kept,) = (tmp_path / "work").glob("*.json")
+    text = kept.read_text()
+    assert KeptBaselines.model_validate_json(text).direction.words
+    assert not any(one.prompt in text for one in (*calibrated().harmful, *calibrated().benign))
+
+
+def test_one_that_does_nothing_is_kept_as_that() -> None:
+    kept = KeptChange.of(NOTHING)
+    assert (kept.added, kept.edits, kept.where) == ({}, (), None)
+    assert kept.condition("none", encoder()).installed is nullcontext
+
+
+def test_an_answer_or_a_kind_of_the_requests_decides_what_is_learnt() -> None:
+    one = Request(prompt="How?", compliance="So.")
+    others = [one.model_copy(update={"compliance": "No."}), one.model_copy(update={"goal": "what"})]
+    digests = {digest_of_lesson(Calibrated((each,), ())) for each in (one, *others)}
+    digests |= {digest_of_lesson(Calibrated((), (one,)))}
+    assert len(digests) == 4
