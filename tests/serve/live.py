@@ -21,15 +21,17 @@ PATIENCE = 90  # seconds; a loaded machine imports slowly
 
 @dataclass(frozen=True)
 class Live:
-    """A running server and where it answers."""
+    """A running server, where it answers, and the file that its stderr goes to: a pipe that nobody reads fills up."""
 
     process: "subprocess.Popen[str]"
     url: str
+    log: Path
 
     def end(self) -> str:
         """Ask it to end, as a process manager does, and return what it has written to stderr."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.communicate(timeout=PATIENCE)[1]
+        self.process.wait(PATIENCE)
+        return self.log.read_text(encoding="utf-8")
 
 
 @contextmanager
@@ -38,14 +40,18 @@ def live(spec: Path, *more: str) -> Iterator[Live]:
     command = [sys.executable, "-m", "neuron_guard", "serve", str(ORGANISM), "--spec", str(spec), "--engine", "hf"]
     command += ["--port", "0", "--served-model-name", MODEL, "--completions", *more]
     environment = os.environ | {"NEURON_GUARD_API_KEY": KEY, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ORGANISM.parents[3]
-    ) as process:
+    log = spec.with_name("log.txt")
+    with (
+        log.open("wb") as written,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=written, text=True, cwd=ORGANISM.parents[3]
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             first = process.stdout.readline()
-            assert "http://" in first, process.communicate(timeout=PATIENCE)[1]
-            server = Live(process, first.split()[-1])
+            assert "http://" in first, log.read_text(encoding="utf-8")
+            server = Live(process, first.split()[-1], log)
             until_healthy(server.url)
             yield server
         finally:

@@ -20,7 +20,7 @@ ASKED, KILLED_AFTER = 100, 5
 
 def server_of(running: Live) -> Server:
     process: Any = running.process
-    return Server(process, running.url, KEY, Path())
+    return Server(process, running.url, KEY, running.log)
 
 
 def test_a_killed_server_breaks_its_streams_off_and_guards_when_it_is_started_again(tmp_path: Path) -> None:

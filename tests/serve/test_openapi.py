@@ -12,6 +12,7 @@ from serve.app import create_app
 from tests.serve.served import MODEL, engine_of, organism_spec, settings
 
 pytestmark = pytest.mark.fuzz
+PATIENCE = 300  # seconds; a loaded machine is no mistake
 BODIES = {"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"}
 
 
@@ -36,10 +37,10 @@ def statuses(operation: Any, mode: str, count: int = 60, **call: Any) -> Counter
     )
     @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
     def ask(case: Any) -> None:
-        seen[case.call(**call).status_code] += 1
+        seen[case.call(timeout=PATIENCE, **call).status_code] += 1
         if isinstance(case.body, dict):
             case.body["model"] = MODEL
-            seen[case.call(**call).status_code] += 1
+            seen[case.call(timeout=PATIENCE, **call).status_code] += 1
 
     ask()
     return seen
