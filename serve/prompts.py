@@ -2,8 +2,8 @@
 
 The trigger acts mostly at the end of a prompt, and a spec's evidence is about prompts that end as the chat template
 ends them. So every chat ends with the template's own generation prompt, and that is checked on the finished text:
-nothing that a client sends, an assistant's message at the end included, opens an answer for the model to go on with.
-Whatever stands inside a message, special tokens too, is followed by that end.
+nothing that a client sends opens an answer for the model to go on with. A chat that ends with the assistant's message
+is refused before it comes here, special tokens in a message are refused here.
 """
 
 import threading
@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from serve.errors import StartError, bad_request, prompt_too_long
+from serve.special_tokens import SpecialTokens
 
 Message = dict[str, Any]
 PROBE: list[Message] = [{"role": "user", "content": "x"}]
@@ -26,6 +27,7 @@ class Prompts:
         self.tokenizer = tokenizer
         self.context = context
         self.vocabulary = vocabulary
+        self._special = SpecialTokens(tokenizer)
         # a fast tokenizer may not be used by two threads at once
         self._lock = threading.Lock()
         self._ending = self._generation_prompt()
@@ -35,12 +37,13 @@ class Prompts:
         """Whether chats can be served."""
         return self._ending is not None
 
-    def of_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> tuple[int, ...]:
+    def of_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The tokens of a chat and the generation prompt after it; RequestError where the template refuses it."""
         if self._ending is None:
             raise bad_request("This model has no chat template, so it cannot chat.", "messages")
+        self._special.refuse_in(messages, "messages")
         try:
-            text = self._render(messages, tools)
+            text = self._render(messages)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise bad_request(f"The chat template refuses these messages: {error}", "messages") from error
         if not text.endswith(self._ending) or (not self._ending and messages[-1]["role"] == "assistant"):
@@ -81,11 +84,9 @@ class Prompts:
         with self._lock:
             return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
+    def _render(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         return str(
-            self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False
-            )
+            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, tokenize=False)
         )
 
     def _generation_prompt(self) -> str | None:
@@ -93,8 +94,8 @@ class Prompts:
         if self.tokenizer.chat_template is None:
             return None
         try:
-            whole = self._render(PROBE, None)
-            without = str(self.tokenizer.apply_chat_template(PROBE, add_generation_prompt=False, tokenize=False))
+            whole = self._render(PROBE)
+            without = self._render(PROBE, generation_prompt=False)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise StartError(f"the chat template fails on a plain user message: {error}.") from error
         return whole[len(without) :] if whole.startswith(without) else ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve.schema import MOST_LOGPROBS, Body, GenerationBody
 
@@ -63,6 +63,16 @@ class ChatRequest(GenerationBody):
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _the_model_speaks_next(cls, messages: list[Any]) -> list[Any]:
+        """A model goes on as it seems to have begun, also in a turn of its own after the one put into its mouth."""
+        if messages[-1].role == "assistant":
+            raise ValueError(
+                "the last one must not be the assistant's: an answer that is begun for the model weakens the guard"
+            )
+        return messages
 
     @model_validator(mode="after")
     def _logprobs_are_asked_for(self) -> Self:

@@ -20,6 +20,8 @@ def refusal(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestError:
         return bad_request(text, field, "unknown_field")
     if error["type"] == "json_invalid":
         return bad_request("The body is not valid JSON.")
+    if error["type"] in ("model_attributes_type", "model_type") and not path:
+        return bad_request("The body must be a JSON object, sent with Content-Type: application/json.")
     message = str(error["msg"]).removeprefix("Value error, ")
     return bad_request(f"{field}: {message}." if field else f"{message}.", field or None)
 

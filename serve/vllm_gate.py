@@ -2,8 +2,7 @@
 
 vLLM answers many routes and takes many fields, some of which steer the model past a guard, and new ones come with each
 version. So this is a list of what passes, not of what does not: the routes and bodies of the embedded engine, with tool
-calls besides. A body is read by such a schema, and vLLM is handed what was read, not what was sent. A message of the
-assistant at the end is refused, since nothing here sees how vLLM ends the prompt.
+calls besides. A body is read by such a schema, and vLLM is handed what was read, not what was sent.
 
 It also asks the workers for their self-test at an interval; once that has failed, nothing passes any more.
 """
@@ -19,14 +18,14 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.spec import EditSpec
-from serve.errors import RequestError, bad_request, not_serving, overloaded
+from serve.errors import RequestError, not_serving, overloaded
 from serve.gate import Gate, replaying
 from serve.routes_completions import OFF
 from serve.schema import GenerationBody
-from serve.schema_chat import ChatRequest
 from serve.schema_completion import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from serve.schema_tools import ToolChatRequest
 from serve.settings import Settings
+from serve.special_tokens import SpecialTokens
 from serve.status import GuardStatus
 from serve.validation import check_model, refusal
 from serve.vllm_routes import VllmRoutes
@@ -52,6 +51,7 @@ class VllmGate:
         self._status = status or GuardStatus(EditSpec.load(self._settings.spec), by_request=False)
         self._routes = VllmRoutes(app, self._settings, self._status)
         self._gate = Gate(self._answer, self._settings.api_key, self._settings.max_body)
+        self._special: SpecialTokens | None = None
         self._watch: asyncio.Task[None] | None = None
         self._under_way = 0
 
@@ -96,6 +96,11 @@ class VllmGate:
         body = self._read(kind, (await receive())["body"])
         if isinstance(body, GenerationBody):
             self._check_room(path)
+        if isinstance(body, ToolChatRequest):
+            if self._special is None:
+                self._special = SpecialTokens(scope["app"].state.engine_client.get_tokenizer())
+            for field in ("messages", "tools"):
+                self._special.refuse_in(body.model_dump(include={field}), field)
         document = body.model_dump_json(exclude_unset=True).encode()
         others = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
         length = str(len(document)).encode()
@@ -109,8 +114,6 @@ class VllmGate:
             found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
             raise refusal(found, _parsed(content)) from error
         check_model(getattr(body, "model", None), self._settings)
-        if isinstance(body, ChatRequest) and body.messages[-1].role == "assistant":
-            raise bad_request("The last message must not be the assistant's.", "messages")
         return body
 
     def _check_room(self, path: str) -> None:
