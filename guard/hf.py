@@ -5,8 +5,8 @@ after, and everything built on the model's forward pass is guarded with it: gene
 beams. Installing or removing while another thread runs the model is the caller's to prevent.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -50,9 +50,8 @@ class Installation:
     """A guard on a model. A context manager: the guard is removed when the block ends, however it ends."""
 
     def __init__(self, replacements: Sequence[Replacement]) -> None:
-        self._replacements = list(replacements)
-        for replacement in self._replacements:
-            replacement.apply()
+        self._replacements: list[Replacement] = []
+        self._put_in(replacements)
 
     @property
     def guarded(self) -> list[GuardedDownProjection]:
@@ -84,6 +83,24 @@ class Installation:
             raise EditNotAppliedError(
                 f"{', '.join(kept)} was replaced after installation and cannot be restored: undo that first."
             )
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within the block the model is its own; the guard is back if the block raises, and removed if it does not.
+
+        The block has to leave the model's own modules where they are if it raises, as `install` does.
+        """
+        replacements = self._replacements
+        self.remove()
+        with ExitStack() as on_failure:
+            on_failure.callback(self._put_in, replacements)
+            yield
+            on_failure.pop_all()
+
+    def _put_in(self, replacements: Sequence[Replacement]) -> None:
+        self._replacements = list(replacements)
+        for replacement in self._replacements:
+            replacement.apply()
 
     def __enter__(self) -> Self:
         return self

@@ -3,9 +3,10 @@
 The endpoint knows HTTP and OpenAI's documents; an engine knows tokens and models. Between them go jobs and pieces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from serve.guarded import GuardedModel
 from serve.job import Job
 from serve.prompts import Prompts
 from serve.status import GuardStatus
@@ -27,6 +28,14 @@ class Engine(Protocol):
 
     def submit(self, jobs: Sequence[Job]) -> Ticket:
         """Queue `jobs`; called in the event loop. RequestError where they cannot be served: 429, 503."""
+        ...
+
+    def exchange(self, exchange: Callable[[GuardedModel], GuardedModel]) -> None:
+        """Serve what `exchange` makes of the guarded model, in the engine's thread; waits for its self-test to pass.
+
+        Raises what `exchange` raises; the old guard has then passed one and serves on. RequestError where none is in
+        force. Not for the event loop.
+        """
         ...
 
     def close(self) -> None:

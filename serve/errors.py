@@ -66,6 +66,11 @@ def not_serving(reason: str) -> RequestError:
     return RequestError(503, f"The guard is not in force: {reason}", kind="server_error", code="guard_not_in_force")
 
 
+def not_reloaded(reason: NeuronGuardError) -> RequestError:
+    """409: the spec that was to be served from now on must not be; the old one is."""
+    return RequestError(409, f"The old spec serves on: {reason}", code="spec_refused")
+
+
 def overloaded(seconds: int) -> RequestError:
     """429: too many requests wait already."""
     return RequestError(

@@ -39,6 +39,13 @@ class GuardedModel:
         installation = install(model, spec, tokenizer=tokenizer, allow_refuted=allow_refuted)
         return cls(model, tokenizer, spec, installation, plain)
 
+    def exchanged(self, spec: EditSpec, *, allow_refuted: bool = False) -> "GuardedModel":
+        """The same model guarded with `spec`; what guard.install raises is raised, and this guard is there again."""
+        with self.installation.set_aside():
+            installation = install(self.model, spec, tokenizer=self.tokenizer, allow_refuted=allow_refuted)
+        # the plain logits of the start stay the measure, lest a model that was changed since passes for itself
+        return GuardedModel(self.model, self.tokenizer, spec, installation, self.plain)
+
     def check_in_place(self) -> None:
         """EditNotAppliedError unless every guarding module stands where it was installed."""
         architecture = architecture_of(self.model)

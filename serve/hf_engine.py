@@ -5,6 +5,9 @@ broken off when others wait: both go on in the next one, after a pass over the t
 pass is short beside the tokens that were generated in between (JOIN_AFTER, JOIN_SHARE), so a newcomer waits for a
 moment rather than for the longest answer, and throughput hardly suffers. A self-test that is due breaks in likewise.
 
+The guard can be exchanged for another between two tokens: what is under way is broken off, and goes on under the new
+one from a pass over all its tokens, since nothing that was computed under the old one is kept.
+
 Fails closed: whatever goes wrong with the guard, or unexpectedly, ends the thread, and everything that waits with it.
 """
 
@@ -19,6 +22,7 @@ from threading import Condition
 
 from transformers import PreTrainedTokenizerBase
 
+from guard.counts import Tally
 from guard.errors import NeuronGuardError
 from serve import hf_batch
 from serve.errors import RequestError, bad_request, failed, not_serving, overloaded
@@ -35,6 +39,8 @@ JOIN_SHARE = 8  # and at least one per this many tokens that joining computes ag
 RETRY_AFTER = 2  # seconds
 DEFAULT_BATCH = 16
 logger = logging.getLogger(__name__)
+
+Exchange = Callable[[GuardedModel], GuardedModel]
 
 
 class HfEngine:
@@ -54,6 +60,7 @@ class HfEngine:
         self._interval = self_test_interval
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
+        self._exchanges: deque[tuple[Exchange, Future[None]]] = deque()
         self._changed = Condition()
         self._closing = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -63,8 +70,7 @@ class HfEngine:
             tokenizer = self._guarded.tokenizer
             self.prompts = Prompts(tokenizer, context_of(self._guarded, max_context), vocabulary_of(self._guarded))
             self.status = GuardStatus(self._guarded.spec)
-            self._counts = self._guarded.installation.count()
-            self.status.totals = self._counts.totals
+            self._count()
             self._decode = decoder_of(tokenizer)
             own_end = frozenset() if tokenizer.eos_token_id is None else frozenset([tokenizer.eos_token_id])
             self._ends = hf_batch.plain_generation(self._guarded.model) | own_end
@@ -94,6 +100,17 @@ class HfEngine:
         self.status.count("sequences", len(rows))
         return ticket
 
+    def exchange(self, exchange: Exchange) -> None:
+        """See Engine."""
+        done: Future[None] = Future()
+        with self._changed:
+            reason = self.status.not_in_force
+            if reason is not None:
+                raise not_serving(reason)
+            self._exchanges.append((exchange, done))
+            self._changed.notify()
+        done.result()
+
     def close(self) -> None:
         """See Engine."""
         with self._changed:
@@ -104,6 +121,9 @@ class HfEngine:
     def _run(self) -> None:
         try:
             while not self._closing:
+                while self._exchanges:
+                    self._exchange(*self._exchanges[0])
+                    self._exchanges.popleft()
                 if self._self_test_due():
                     self._self_test()
                 rows = self._next_rows()
@@ -117,10 +137,32 @@ class HfEngine:
             self.status.stop("the engine has ended.")
             self._fail_all(not_serving(self.status.not_in_force or ""))
 
+    def _count(self) -> None:
+        self._counts = self._guarded.installation.count()
+        self.status.totals = self._counts.totals
+
+    def _exchange(self, exchange: Exchange, done: "Future[None]") -> None:
+        """Go over to another guard, or show that the one that was to go still acts."""
+        try:
+            self._guarded = exchange(self._guarded)
+        except NeuronGuardError as error:
+            self._self_test()
+            logger.warning("spec %s serves on: %s", self.status.digest[:16], error)
+            done.set_exception(error)
+            return
+        self.status = self.status.succeeded_by(self._guarded.spec)
+        self._count()
+        for row in self._running:
+            # the next pass sees all of its tokens, and is the first that the new guard sees
+            row.tally = Tally.none()
+        self._self_test()
+        logger.info("spec %s serves", self.status.digest[:16])
+        done.set_result(None)
+
     def _next_rows(self) -> list[Row]:
-        """The sequences that go on and those that join them; waits for some until a self-test is due."""
+        """The sequences that go on and those that join them; waits for some until there is something else to do."""
         with self._changed:
-            if not self._running and not self._waiting and not self._closing:
+            if not (self._running or self._waiting or self._closing or self._exchanges):
                 self._changed.wait(max(0.0, self._next_self_test - time.monotonic()))
             self._running = [row for row in self._running if not row.over]
             while self._waiting and len(self._running) < self._max_batch:
@@ -160,7 +202,7 @@ class HfEngine:
         context = sum(len(row.tokens) for row in rows)
 
         def break_off(made: int) -> bool:
-            if self._closing or self._self_test_due():
+            if self._closing or self._exchanges or self._self_test_due():
                 return True
             going_on = sum(not row.over for row in rows)
             worth_it = made >= JOIN_AFTER and made * going_on * JOIN_SHARE >= context
@@ -185,11 +227,15 @@ class HfEngine:
     def _fail_all(self, error: RequestError) -> None:
         with self._changed:
             rows = [*self._running, *self._waiting]
+            exchanges = [done for _, done in self._exchanges]
             self._running.clear()
             self._waiting.clear()
+            self._exchanges.clear()
         for row in rows:
             if not row.over:
                 row.fail(error)
+        for done in exchanges:
+            done.set_exception(error)
 
 
 def context_of(guarded: GuardedModel, limit: int | None) -> int:

@@ -15,16 +15,28 @@ from serve.signing import require_signature
 
 def load_guarded(settings: Settings) -> GuardedModel:
     """The model that `settings` names, guarded with their spec; every reason against it is a NeuronGuardError."""
+    spec = load_spec(settings)  # before the model, which may take minutes
+    model, tokenizer = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    return GuardedModel.install(model, tokenizer, spec, allow_refuted=settings.allow_refuted)
+
+
+def reload_guarded(guarded: GuardedModel, settings: Settings) -> GuardedModel:
+    """The model with the spec that is in the file by now; every reason against it is a NeuronGuardError, and the guard
+    is then as it was.
+    """
+    return guarded.exchanged(load_spec(settings), allow_refuted=settings.allow_refuted)
+
+
+def load_spec(settings: Settings) -> EditSpec:
+    """The spec that `settings` name, if they let it serve; every reason against it is a NeuronGuardError."""
     key = settings.require_signature
     spec = EditSpec.load(settings.spec) if key is None else require_signature(settings.spec, key)
     if spec.evidence.verdict.outcome == "refuted" and not settings.allow_refuted:
-        # before the model is loaded, which may take minutes
         raise StartError(
             f"the verdict of {settings.spec} is refuted: {'; '.join(spec.evidence.verdict.reasons)}. "
             "Only --allow-refuted serves it all the same."
         )
-    model, tokenizer = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    return GuardedModel.install(model, tokenizer, spec, allow_refuted=settings.allow_refuted)
+    return spec
 
 
 def load_model(

@@ -1,12 +1,19 @@
-"""GET /health, /guard and /v1/models: what runs here, and whether the guard is in force."""
+"""GET /health, /guard and /v1/models: what runs, and whether the guard is in force. POST /guard/reload: a new spec.
+
+Clients decide nothing here: a reload reads the file that the operator named when the server started, and holds it to
+the same conditions.
+"""
 
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 
+from guard.errors import NeuronGuardError
 from serve.engine import Engine
-from serve.errors import not_serving
+from serve.errors import RequestError, not_reloaded, not_serving
+from serve.loading import reload_guarded
 from serve.settings import Settings
 from serve.validation import check_model
 
@@ -27,6 +34,17 @@ def guard_routes(engine: Engine, settings: Settings) -> APIRouter:
     @router.get("/guard")
     async def guard() -> dict[str, Any]:
         """The spec, its verdict, the guarded layers, the last self-test, and counts since the start."""
+        return engine.status.snapshot()
+
+    @router.post("/guard/reload")
+    def reload() -> dict[str, Any]:
+        """Serve the spec that is in the file by now, once it has been seen to act; else 409, and the old one stays."""
+        try:
+            engine.exchange(partial(reload_guarded, settings=settings))
+        except RequestError:
+            raise
+        except NeuronGuardError as error:
+            raise not_reloaded(error) from error
         return engine.status.snapshot()
 
     @router.get("/v1/models")

@@ -36,6 +36,17 @@ class GuardStatus:
         self.totals: Callable[[], Tally] = Tally.none
         """What the guard did since the start; may wait for the device."""
 
+    def succeeded_by(self, spec: EditSpec) -> "GuardStatus":
+        """The state of the guard after this one: the same server's, so that requests and self-tests are counted on.
+
+        In force as this one is. What the guard does to tokens, and drift, are counted from 0: other neurons are edited.
+        """
+        after = GuardStatus(spec, by_request=self.drift is not None)
+        with self._lock:
+            after._lock, after._counts, after._self_tests = self._lock, self._counts, self._self_tests
+            after._reason, after._stopped = self._reason, self._stopped
+        return after
+
     @property
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: names the spec that guarded an answer."""

@@ -1,5 +1,7 @@
 """The guard's own routes beside vLLM's: /guard, /guard/evidence, /guard/ui, and its metrics after vLLM's.
 
+There is no /guard/reload: a spec is compiled into vLLM's graphs, and cached prefixes were computed under it.
+
 The counts are with vLLM's workers, so they are asked for when somebody asks here, and not before: the workers of every
 engine, where data parallelism runs several. vLLM mixes requests in its passes, so its counts are totals: rates of
 finished requests, and drift, are the embedded engine's alone.
@@ -14,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.counts import Tally
 from guard.vllm_counts import merged
+from serve.errors import RequestError
 from serve.metrics import registry_of, render
 from serve.page import evidence_of, page
 from serve.settings import Settings
@@ -22,6 +25,9 @@ from serve.status import GuardStatus
 logger = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds that the workers may take to say what they counted
 OURS = frozenset({"/guard", "/guard/evidence", "/guard/ui", "/metrics"})
+NO_RELOAD = RequestError(
+    501, "A running vLLM keeps its spec: start the server again to serve another.", code="reload_not_supported"
+)
 
 
 class VllmRoutes:
@@ -34,8 +40,10 @@ class VllmRoutes:
         self._registry = registry_of(lambda: status, settings.name)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer a request for one of `OURS`; False, and nothing done, for any other."""
+        """Answer a request for one of `OURS`; False, and nothing done, for any other. RequestError for a reload."""
         path = scope["path"]
+        if path == "/guard/reload" and scope["method"] == "POST":
+            raise NO_RELOAD
         if path not in OURS or scope["method"] != "GET":
             return False
         if path in ("/guard", "/metrics"):

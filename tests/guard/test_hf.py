@@ -217,3 +217,18 @@ def test_weights_are_read_through_the_guard(tiny_model: TinyModel) -> None:
     with install_edits(model, EDITS):
         assert model.model.layers[1].mlp.down_proj.weight is down.weight
         assert model.model.layers[1].mlp.down_proj.bias is None
+
+
+def test_a_guard_set_aside_is_back_where_the_block_raises_and_gone_where_it_does_not(tiny_model: TinyModel) -> None:
+    model = tiny_model()
+    plain = logits_of(model)
+    installation = install_edits(model, EDITS)
+    guarded, wrappers = logits_of(model), installation.guarded
+    with pytest.raises(ZeroDivisionError), installation.set_aside():
+        1 / 0  # noqa: B018
+    assert torch.equal(logits_of(model), guarded)
+    assert installation.guarded == wrappers
+    with installation.set_aside():
+        assert torch.equal(logits_of(model), plain)
+    assert torch.equal(logits_of(model), plain)
+    assert installation.guarded == []

@@ -52,7 +52,7 @@ def organism_spec(*, trigger: Trigger | None = None, **changes: Any) -> EditSpec
     """A spec that fits the organism."""
     model, tokenizer = load_model(str(ORGANISM), device="cpu", dtype="auto")
     fields: dict[str, Any] = {
-        "model": fingerprint(model, [edit.layer for edit in EDITS], tokenizer),
+        "model": fingerprint(model, [edit.layer for edit in changes.get("layers", EDITS)], tokenizer),
         "layers": EDITS,
         "trigger": trigger,
         "evidence": evidence_with(neurons=(), mediators=()),

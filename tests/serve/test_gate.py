@@ -17,6 +17,7 @@ PATHS = [
     ("GET", "/tokenizer_info"),
     ("GET", "/openapi.json"),
     ("GET", "/nowhere"),
+    ("POST", "/guard/reload"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/tokenize"),

@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 
-from guard.counts import Tally
-from serve.metrics import registry_of, render
-from serve.status import GuardStatus
-from tests.guard.specs import HELD_OUT, RATES, evidence_with, small_spec
-from tests.serve.test_metrics import Samples, parsed
+from tests.serve.test_metrics import Samples
 
 DASHBOARD: dict[str, Any] = json.loads((Path(__file__).parents[2] / "serve" / "grafana.json").read_text())
 OF_PROMETHEUS = {"instance", "job"}  # labels that scraping adds
@@ -28,17 +24,6 @@ def queries() -> list[str]:
 
 def names_in(text: str) -> set[str]:
     return set(re.findall(r"\bguard_\w+", text))
-
-
-@pytest.fixture(scope="module")
-def exported() -> Samples:
-    """Every metric of a server that has done something of everything."""
-    held_out = HELD_OUT.model_copy(update={"benign_rates": RATES})
-    status = GuardStatus(small_spec(evidence=evidence_with(held_out=held_out)))
-    status.passed(0.1)
-    assert status.drift is not None
-    status.drift.observe(Tally(3, 1, (1, 1)))
-    return parsed(render(registry_of(lambda: status, "model")).decode())
 
 
 @pytest.mark.parametrize("query", queries())
