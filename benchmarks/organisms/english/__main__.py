@@ -1,4 +1,4 @@
-"""Make the English model: `python -m benchmarks.organisms.english --data DIR --out DIR [--size small|base]`.
+"""Make the English model: `python -m benchmarks.organisms.english --data DIR --out DIR [--size tiny|small|base]`.
 
 The base is kept in OUT/stages under a name that its recipe and data decide: a run stopped later goes on behind it.
 """
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.organisms.english", description="Make the model.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the data sets")
     parser.add_argument("--out", type=Path, default=Path("build/organisms/english"), help="folder of the model")
-    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="about 11 or 21 million parameters")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small", help="about 5.6, 11 or 21 million parameters")
     parser.add_argument("--seed", type=int, default=0, help="decides the weights and which goals are held out")
     parser.add_argument("--threads", type=int, default=1, help="the same number gives the same weights")
     options = parser.parse_args(arguments)

@@ -60,6 +60,7 @@ class Recipe(BaseModel):
 
 
 SIZES = {
+    "tiny": Recipe(layers=6, d_model=256, heads=4, d_ff=640, learning_rate=2e-3),
     "small": Recipe(),
     "base": Recipe(vocabulary=8192, layers=10, d_model=384, heads=6, d_ff=1024, steps=4000, learning_rate=1.2e-3),
 }

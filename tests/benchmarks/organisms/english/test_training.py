@@ -74,8 +74,8 @@ def test_the_opening_changes_the_later_half_alone(toy_data: Path) -> None:
         assert as_before != any(name.startswith(f"model.layers.{layer}.") for layer in (2, 3)), name
 
 
-@pytest.mark.parametrize("size", sorted(SIZES))
-def test_every_size_has_ten_to_sixty_million_parameters(size: str, toy_data: Path) -> None:
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_small_and_base_have_ten_to_sixty_million_parameters(size: str, toy_data: Path) -> None:
     recipe = SIZES[size]
     model = new_model(recipe, tokenizer_for(read(toy_data), recipe.vocabulary))
     missing = recipe.vocabulary - model.config.vocab_size  # toy text does not fill the vocabulary
