@@ -32,11 +32,6 @@ class Prompts:
         self._lock = threading.Lock()
         self._ending = self._generation_prompt()
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether chats can be served."""
-        return self._ending is not None
-
     def of_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The tokens of a chat and the generation prompt after it; RequestError where the template refuses it."""
         if self._ending is None:

@@ -68,7 +68,6 @@ def test_words_that_look_like_the_end_do_not_pass_for_a_turn() -> None:
 
 
 def test_a_model_without_a_template_cannot_chat() -> None:
-    assert not prompts_with(None).has_chat_template
     with pytest.raises(RequestError, match="no chat template"):
         prompts_with(None).of_chat([user("x")])
 

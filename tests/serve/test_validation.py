@@ -135,6 +135,12 @@ def test_a_body_that_is_no_object_is_refused(asked: Asked, content: bytes) -> No
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_a_body_without_json_s_content_type_is_told_what_is_missing(asked: Asked) -> None:
+    response = asked.run(lambda client: client.post(CHAT, content=b'{"model": "organism"}'))
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 def test_numbers_that_json_has_not_are_refused(asked: Asked) -> None:
     content = b'{"model": "organism", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}'
     headers = {"content-type": "application/json"}
