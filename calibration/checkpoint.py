@@ -13,13 +13,25 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from guard.errors import NeuronGuardError
 
 Result = TypeVar("Result", bound=BaseModel)
+
+
+class Keep(Protocol):
+    """Gives a stage's result: kept from an earlier run, or computed now."""
+
+    def __call__(self, name: str, kind: type[Result], compute: Callable[[], Result], /) -> Result:
+        """The result of stage `name`."""
+
+
+def compute_anew(_: str, __: type[Result], compute: Callable[[], Result]) -> Result:
+    """Keeps nothing: every stage is computed."""
+    return compute()
 
 
 class CheckpointError(NeuronGuardError):

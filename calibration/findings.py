@@ -7,7 +7,6 @@ Neither is needed: a benchmark runs in memory and in silence.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibration.behaviour import refusal_openings
 from calibration.bounds import Budget, build_edits
+from calibration.checkpoint import Keep, compute_anew
 from calibration.evidence import Mediation, mediation_evidence, neuron_evidence, set_sizes
 from calibration.gate import ALPHA, Gate, Late, TriggerMode, bounds_search, find_gate, find_trigger, prepare
 from calibration.material import Material
@@ -27,21 +27,6 @@ from calibration.verdict import RANDOM_GATES, Examination, Examined, examine, ma
 from guard.spec import LayerEdit, NeuronEvidence, SetSize, Trigger
 
 SATISFIED = 0.1
-
-Result = TypeVar("Result", bound=BaseModel)
-
-
-class Keep(Protocol):
-    """Gives a stage's result: kept from an earlier run, or computed now."""
-
-    def __call__(self, name: str, kind: type[Result], compute: Callable[[], Result], /) -> Result:
-        """The result of stage `name`."""
-
-
-def compute_anew(_: str, __: type[Result], compute: Callable[[], Result]) -> Result:
-    """Keeps nothing: every stage is computed."""
-    return compute()
-
 
 Advance = Callable[[int], None]
 StageBars = Callable[[str, int | None], AbstractContextManager[Advance]]
@@ -85,24 +70,24 @@ class Findings:
     examined: Examined
 
 
-def best_gate(model: nn.Module, late: Late, settings: Settings) -> Gate:
+def best_gate(model: nn.Module, late: Late, settings: Settings, keep: Keep = compute_anew) -> Gate:
     """The gate that `settings.trigger` asks for.
 
     `auto` keeps an unconditional gate that is specific to harm and leaves next to no lean to compliance within the
     budget, since what needs no trigger cannot be lost with it; otherwise it takes a specific gate before one that is
-    not, and of two the one with the lower objective.
+    not, and of two the one with the lower objective. What it is put together from goes through `keep`.
     """
     seed, trials = settings.seed, settings.trials
 
     def found(trigger: Trigger | None) -> Gate:
-        return find_gate(late, trigger, settings.budget, settings.selection, seed=seed, trials=trials)
+        return find_gate(late, trigger, settings.budget, settings.selection, seed=seed, trials=trials, keep=keep)
 
     def conditional() -> Gate:
-        return found(find_trigger(model, late, alpha=ALPHA).trigger)
+        return found(keep("trigger", Trigger, lambda: find_trigger(model, late, alpha=ALPHA).trigger))
 
     if settings.trigger == "always":
         return conditional()
-    search = bounds_search(late, None, settings.budget, seed=seed, trials=trials)
+    search = bounds_search(late, None, settings.budget, seed=seed, trials=trials, keep=keep)
     gate = without_unspecific(found(None), late, search, settings.budget, seed=seed)
     if settings.trigger == "never":
         return gate
@@ -170,7 +155,7 @@ def find(
 
     def searched() -> Gate:
         with progress("neurons and bounds", None):
-            return best_gate(model, late, settings)
+            return best_gate(model, late, settings, keep)
 
     gate = keep("gate", Gate, searched)
 

@@ -5,6 +5,7 @@ neurons must act on harmful requests beyond benign ones, and a conditional one, 
 and may use neurons that carry compliance as such. `auto` takes the one with the lower objective under the budget.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from calibration.balance import balance
 from calibration.bounds import Activations, Budget, Searched, search_bounds
+from calibration.checkpoint import Keep, compute_anew
 from calibration.completion import complete_gate
 from calibration.readout import FittedTrigger, TokenStates, entering_states, fit_trigger
 from calibration.selection import Member, SelectionSettings, grow_gate
@@ -41,13 +43,16 @@ class SplitBatches:
 
 
 class Gate(BaseModel):
-    """What was found: members in the order taken (none if nothing was), their bounds, the trigger if it has one."""
+    """What was found: members in the order taken (none if nothing was), their bounds, the trigger if it has one, and
+    the neurons that were dropped from it because they were not specific to harm.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     members: tuple[Member, ...] = ()
     searched: Searched | None = None
     trigger: Trigger | None = None
+    dropped: tuple[Member, ...] = ()
 
     def objective(self, budget: Budget) -> float:
         """The validation objective of its bounds, infinite for an empty gate."""
@@ -84,48 +89,71 @@ def prepare(model: nn.Module, calibration: SplitBatches, validation: SplitBatche
     return Late(layers, calibrated, validated, activations, keeper)
 
 
-def replacement_values(activations: Activations, conditional: bool) -> list[Mapping[int, Tensor]]:
-    """The values that selection moves neurons to, each tried: zero, and a mean.
+def replacement_values(activations: Activations, conditional: bool) -> dict[str, Mapping[int, Tensor]]:
+    """The values that selection moves neurons to by name, each tried: zero, and a mean.
 
     The mean is that on benign requests for an edit of every token, and that on reference requests where a trigger
     confines the edit to harmful ones, for it is what the neurons would have said had the model refused.
     """
     zero = {layer: torch.zeros_like(mean) for layer, mean in activations.benign_mean.items()}
-    return [zero, activations.reference_mean if conditional else activations.benign_mean]
+    return {"zero": zero, "mean": activations.reference_mean if conditional else activations.benign_mean}
+
+
+class Grown(BaseModel):
+    """The neurons that selection took, in the order taken, before their bounds were searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    members: tuple[Member, ...]
 
 
 def bounds_search(
-    late: Late, trigger: Trigger | None, budget: Budget, *, seed: int, trials: int
+    late: Late, trigger: Trigger | None, budget: Budget, *, seed: int, trials: int, keep: Keep = compute_anew
 ) -> Callable[[tuple[Member, ...]], Searched]:
-    """The search for the bounds of given members, on the validation requests."""
-    return partial(
-        search_bounds,
-        activations=late.activations,
-        harmful=late.validation["harmful"].where(trigger),
-        benign=late.validation["benign"].where(trigger),
-        budget=budget,
-        seed=seed,
-        trials=trials,
-    )
+    """The search for the bounds of given members, on the validation requests; kept by what it searches for."""
+    harmful, benign = (late.validation[kind].where(trigger) for kind in ("harmful", "benign"))
+
+    def search(members: tuple[Member, ...]) -> Searched:
+        def searched() -> Searched:
+            return search_bounds(members, late.activations, harmful, benign, budget, seed=seed, trials=trials)
+
+        wanted = Gate(members=members, trigger=trigger).model_dump_json()
+        return keep(f"bounds-{hashlib.sha256(wanted.encode()).hexdigest()}", Searched, searched)
+
+    return search
 
 
 def find_gate(
-    late: Late, trigger: Trigger | None, budget: Budget, settings: SelectionSettings, *, seed: int, trials: int
+    late: Late,
+    trigger: Trigger | None,
+    budget: Budget,
+    settings: SelectionSettings,
+    *,
+    seed: int,
+    trials: int,
+    keep: Keep = compute_anew,
 ) -> Gate:
     """The best gate under `trigger` (None: unconditional) over the replacement values; bounds searched on validation.
 
-    Where no bounds keep the budget the gate is halved, last taken first, until some do or one neuron is left.
+    Where no bounds keep the budget the gate is halved, last taken first, until some do or one neuron is left. The
+    neurons that each value takes and each search for bounds go through `keep`.
     """
     if trigger is not None:
         settings = replace(settings, benign_weight=0.0, tolerance=CONDITIONAL_TOLERANCE)
     harmful, benign = (late.calibration[kind].where(trigger, limit=SEARCHED) for kind in ("harmful", "benign"))
     validation_harmful, validation_benign = (late.validation[kind].where(trigger) for kind in ("harmful", "benign"))
     best = Gate(trigger=trigger)
-    search = bounds_search(late, trigger, budget, seed=seed, trials=trials)
-    for values in replacement_values(late.activations, trigger is not None):
-        members = tuple(grow_gate(harmful, benign, values, settings))
+    search = bounds_search(late, trigger, budget, seed=seed, trials=trials, keep=keep)
+
+    def grown(values: Mapping[int, Tensor]) -> Grown:
+        members = grow_gate(harmful, benign, values, settings)
         if members and trigger is None:
-            members = tuple(complete_gate(harmful, benign, members, values, settings))
+            members = complete_gate(harmful, benign, members, values, settings)
+        return Grown(members=tuple(members))
+
+    kind = "unconditional" if trigger is None else "conditional"
+    for name, values in replacement_values(late.activations, trigger is not None).items():
+        members = keep(f"neurons-{kind}-{name}", Grown, partial(grown, values)).members
         while members:
             searched = search(members)
             balanced = balance(members, searched, late.activations, validation_harmful, validation_benign, budget)

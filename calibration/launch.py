@@ -11,7 +11,7 @@ from typing import TypeVar
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel
 
-from calibration.findings import Keep
+from calibration.checkpoint import Keep
 from calibration.processes import COUNT, Shared, is_first, joined
 from guard.errors import NeuronGuardError
 
@@ -23,11 +23,17 @@ class ProcessError(NeuronGuardError):
 
 
 def in_step(keep: Keep) -> Keep:
-    """`keep` for a stage that may be shared: every process gets the result that the first has, kept or computed."""
+    """`keep` for a stage that may be shared: every process gets the result that the first has, kept or computed.
+
+    What a stage that the first computes alone keeps on its way is the first's own.
+    """
     if joined() is None:
         return keep
+    on_the_way = False
 
     def stage(name: str, kind: type[Result], compute: Callable[[], Result]) -> Result:
+        if on_the_way:
+            return keep(name, kind, compute)
         shared = isinstance(compute, Shared)
         if not is_first():
             if shared and _told(None) == "compute":
@@ -36,11 +42,18 @@ def in_step(keep: Keep) -> Keep:
         begun: list[bool] = []
 
         def begin() -> Result:
+            nonlocal on_the_way
             begun.append(True)
-            _told("compute")
-            return compute()
+            if shared:
+                _told("compute")
+                return compute()
+            on_the_way = True
+            try:
+                return compute()
+            finally:
+                on_the_way = False
 
-        result = keep(name, kind, begin if shared else compute)
+        result = keep(name, kind, begin)
         if shared and not begun:
             _told("kept")
         _told(result.model_dump_json())

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from calibration.analyses.registry import analyse, chosen
 from calibration.analyses.subject import Subject
 from calibration.bounds import Budget
-from calibration.checkpoint import Checkpoint
-from calibration.findings import Advance, Findings, Settings, StageBars, compute_anew, find
+from calibration.checkpoint import Checkpoint, compute_anew
+from calibration.findings import Advance, Findings, Settings, StageBars, find
 from calibration.launch import in_step
 from calibration.material import Answers, Encoder, Sources, pair_up, prepare_material
 from calibration.models import load_model, weights_digest

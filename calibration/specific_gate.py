@@ -52,6 +52,7 @@ def without_unspecific(
     kept = tuple(member for member, of_it in zip(gate.members, effects, strict=True) if not failing(of_it))
     if not any(member.carries == "compliance" for member in kept) or len(kept) == len(gate.members):
         return gate
-    smaller = Gate(members=kept, searched=search(kept), trigger=gate.trigger)
+    dropped = tuple(member for member in gate.members if member not in kept)
+    smaller = Gate(members=kept, searched=search(kept), trigger=gate.trigger, dropped=dropped)
     as_good = smaller.objective(budget) <= gate.objective(budget) + GIVEN_UP
     return smaller if as_good and not unspecific_kinds(smaller, late, seed=seed) else gate

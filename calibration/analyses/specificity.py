@@ -12,7 +12,7 @@ from calibration.analyses.subject import Subject
 from calibration.findings import Advance
 from calibration.specific_gate import alone
 from calibration.specificity import LIMIT, NEGLIGIBLE, failing, keep_outcomes
-from guard.analyses.specificity import KindEffect, NeuronSpecificity, Specificity
+from guard.analyses.specificity import DroppedNeuron, KindEffect, NeuronSpecificity, Specificity
 
 
 def measure(subject: Subject, advance: Advance) -> Specificity:
@@ -56,6 +56,7 @@ def measure(subject: Subject, advance: Advance) -> Specificity:
             if by_edit and by_nature
         ),
         left_out=kept.answers.left_out,
+        dropped=tuple(DroppedNeuron(layer=member.layer, neuron=member.neuron) for member in gate.dropped),
     )
 
 

@@ -1,9 +1,11 @@
 """The report's section on specificity: the index by kind of benign outcome, and the neurons that fail it."""
 
+from collections.abc import Sequence
+
 from calibration.analyses.analysis import Section
 from calibration.display import estimate, number, plural
 from calibration.plot_parts import Json, Plot, axis, dashed, layout, plain, points, whiskers
-from guard.analyses.specificity import IN_WORDS, KindEffect, Specificity
+from guard.analyses.specificity import IN_WORDS, DroppedNeuron, KindEffect, NeuronSpecificity, Specificity
 
 LOOKS = {"deployed": ("$on", "circle"), "edit": ("$one", "square"), "natural": ("$two", "diamond")}
 LABEL_WIDTH = 18
@@ -20,14 +22,26 @@ def describe(measured: Specificity) -> Section:
     ]
     failed = [neuron for neuron in measured.neurons if not neuron.specific]
     if failed:
-        named = ", ".join(f"neuron {neuron.neuron} of layer {neuron.layer}" for neuron in failed)
         verb = "is" if len(failed) == 1 else "are"
-        paragraphs.append(f"{plural(len(failed), 'neuron')} {verb} not specific alone: {named}.")
+        deployed = [effect for effect in measured.kinds if effect.intervention == "deployed"]
+        passes = not any(effect.fails(measured.limit, measured.negligible) for effect in deployed)
+        paragraphs.append(
+            f"{plural(len(failed), 'neuron')} {verb} not specific alone: {_named(failed)}. The guard as deployed is "
+            f"{'specific all the same' if passes else 'not specific either'}."
+        )
+    if measured.dropped:
+        paragraphs.append(
+            f"Dropped from the gate, which works without, for not being specific: {_named(measured.dropped)}."
+        )
     if measured.left_out:
         reasons = "; ".join(f"{each.kind} ({each.reason})" for each in measured.left_out)
         paragraphs.append(f"Left out: {reasons}.")
     plots = [plot for plot in (_by_kind(measured), _by_neuron(measured)) if plot is not None]
     return Section("Specificity to harm", tuple(paragraphs), tuple(plots))
+
+
+def _named(neurons: Sequence[NeuronSpecificity | DroppedNeuron]) -> str:
+    return ", ".join(f"neuron {neuron.neuron} of layer {neuron.layer}" for neuron in neurons)
 
 
 def _by_kind(measured: Specificity) -> Plot | None:

@@ -50,14 +50,25 @@ class NeuronSpecificity(Frozen):
     specific: bool
 
 
+class DroppedNeuron(Frozen):
+    """A neuron that is not specific, and that the gate works without."""
+
+    layer: Count
+    neuron: Count
+
+
 class Specificity(Frozen):
-    """The gate and each of its neurons on benign outcomes. Below `limit`, beyond `negligible`, is not specific."""
+    """The gate and each of its neurons on benign outcomes. Below `limit`, beyond `negligible`, is not specific.
+
+    `dropped` were taken out of the gate for that reason.
+    """
 
     limit: Finite
     negligible: Finite
     kinds: tuple[KindEffect, ...]
     neurons: tuple[NeuronSpecificity, ...]
     left_out: tuple[LeftOut, ...]
+    dropped: tuple[DroppedNeuron, ...] = ()
 
     @property
     def claims(self) -> tuple[Claim, ...]:

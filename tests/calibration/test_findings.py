@@ -104,9 +104,20 @@ def found() -> tuple[Watched, finding.Findings]:
 
 def test_every_stage_is_kept_in_order(found: tuple[Watched, finding.Findings]) -> None:
     watched, findings = found
-    assert watched.stages == ["mediation", "gate", "neurons", "examined"]
-    results = (findings.mediation, findings.gate, findings.neurons, findings.examined)
-    assert list(watched.kept.values()) == list(results)
+    stages, parts = ["mediation", "gate", "neurons", "examined"], ("neurons-unconditional-", "bounds-")
+    assert [stage for stage in watched.stages if not stage.startswith(parts)] == stages
+    results = [findings.mediation, findings.gate, findings.neurons, findings.examined]
+    assert [watched.kept[stage] for stage in stages] == results
+
+
+def test_a_gate_is_put_together_from_parts_that_are_kept_before_it(found: tuple[Watched, finding.Findings]) -> None:
+    stages = found[0].stages
+    within = stages[stages.index("gate") + 1 : stages.index("neurons")]
+    assert [part for part in within if not part.startswith("bounds-")] == [
+        "neurons-unconditional-zero",
+        "neurons-unconditional-mean",
+    ]
+    assert within[1].startswith("bounds-")
 
 
 def test_bars_with_a_total_reach_it(found: tuple[Watched, finding.Findings]) -> None:

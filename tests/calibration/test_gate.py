@@ -1,9 +1,11 @@
 """The gate that a search finds, with and without a trigger, and what it does where nothing keeps the budget."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from benchmarks.organisms.catalogue import load_truth
 from calibration import gate as finding
 from calibration.bounds import Bounds, Budget, Measured, Searched, build_edits
+from calibration.checkpoint import Checkpoint
 from calibration.gate import Gate, find_gate, find_trigger, replacement_values
 from calibration.readout import entering_states
 from calibration.selection import Member, Requests, SelectionSettings, grow_gate
@@ -51,7 +54,7 @@ def test_the_late_layers_are_kept_for_both_splits_and_every_kind() -> None:
 def test_neurons_are_moved_to_zero_or_to_a_mean_on_requests_that_are_refused_or_benign() -> None:
     activations = late("two-layer").activations
     for conditional, mean in ((False, activations.benign_mean), (True, activations.reference_mean)):
-        zero, other = replacement_values(activations, conditional)
+        zero, other = replacement_values(activations, conditional).values()
         assert all(not values.any() for values in zero.values())
         assert all(torch.equal(other[layer], mean[layer]) for layer in (3, 4, 5))
 
@@ -68,6 +71,44 @@ def test_the_gate_of_an_organism_keeps_the_budget_and_takes_planted_neurons() ->
 
 def test_the_same_seed_finds_the_same_gate() -> None:
     assert find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=0, trials=5) == gate_of("two-layer")
+
+
+def test_a_search_that_is_stopped_before_each_of_its_parts_does_none_twice_and_finds_the_same_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    stopped: set[int] = set()
+
+    def stopping(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            if len(done) not in stopped:
+                stopped.add(len(done))
+                raise KeyboardInterrupt
+            found = part(*arguments, **named)
+            done.append(name)
+            return found
+
+        return called
+
+    for name in ("grow_gate", "search_bounds"):
+        monkeypatch.setattr(finding, name, stopping(name, getattr(finding, name)))
+
+    def found() -> Gate:
+        keep = Checkpoint(tmp_path / "work", {}).stage
+        return find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=0, trials=5, keep=keep)
+
+    stops = 0
+    while True:
+        try:
+            gate = found()
+        except KeyboardInterrupt:
+            stops += 1
+        else:
+            break
+    assert gate.model_dump_json() == gate_of("two-layer").model_dump_json()
+    assert stops == len(done)
+    assert done.count("grow_gate") == len(replacement_values(late("two-layer").activations, conditional=False))
+    assert done.count("search_bounds") >= 1
 
 
 def test_an_impossible_budget_leaves_a_gate_of_few_neurons_that_does_not_keep_it() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.organisms.catalogue import load_truth
 from calibration import findings as finding
+from calibration import gate as searching
 from calibration import material as making
 from calibration import pipeline
 from calibration.behaviour import generate
@@ -133,6 +134,8 @@ STAGES: list[tuple[Any, str]] = [
     (making, "generate"),
     (finding, "mediation_evidence"),
     (finding, "prepare"),
+    (searching, "grow_gate"),
+    (searching, "search_bounds"),
     (finding, "best_gate"),
     (finding, "neuron_evidence"),
     (finding, "set_sizes"),
@@ -140,7 +143,13 @@ STAGES: list[tuple[Any, str]] = [
     (pipeline, "build_spec"),
     (EditSpec, "save"),
 ]
-COSTLY = ((making, "generate"), (finding, "mediation_evidence"), (finding, "best_gate"), (finding, "examine"))
+COSTLY = (
+    (making, "generate"),
+    (finding, "mediation_evidence"),
+    (searching, "grow_gate"),
+    (finding, "best_gate"),
+    (finding, "examine"),
+)
 
 
 @pytest.fixture
@@ -199,7 +208,7 @@ def test_a_calibration_interrupted_at_every_stage_in_turn_ends_in_the_same_spec_
     assert any(one.prompt in page for one in requests(HARMFUL))
 
     assert calibrate(again).digest == effective.spec.digest
-    assert calls == {"generate": 3, "mediation_evidence": 1, "best_gate": 1, "examine": 1}
+    assert calls == {"generate": 3, "mediation_evidence": 1, "grow_gate": 2, "best_gate": 1, "examine": 1}
     assert not work.exists()
 
 

@@ -69,6 +69,7 @@ def test_a_neuron_that_is_not_specific_is_dropped_where_the_gate_works_without_i
     both = a_gate(SHARED, GOOD)
     kept = without_unspecific(both, told(), search(0.05), BUDGET, seed=0)  # type: ignore[arg-type]
     assert kept.members == (GOOD,)
+    assert kept.dropped == (SHARED,)
 
 
 @pytest.mark.parametrize("members", [(SHARED, GOOD), (SHARED,)])

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
 from calibration.behaviour import generate, median_surprise
-from calibration.findings import compute_anew
+from calibration.checkpoint import compute_anew
 from calibration.launch import in_step
 from calibration.mediation import all_mediators, mediator_effects
 from calibration.processes import Shared, in_shares, is_first
@@ -44,10 +44,14 @@ def main() -> None:
         indirect = torch.cat([each.natural_indirect for each in effects.values()]).tolist()
         return Found(values=indirect + surprise, tokens=[list(row) for row in said.tokens])
 
+    def on_the_way() -> Found:
+        return Found(values=[0.5], tokens=[])
+
     def by_the_first() -> Found:
         decided.append("here")
         empty: Callable[[Sequence[Any]], list[Any]] = list
-        return Found(values=in_shares((1.0, 2.0, 3.0), empty), tokens=[])
+        part = keep("part", Found, on_the_way)
+        return Found(values=in_shares((1.0, 2.0, 3.0), empty) + part.values, tokens=[])
 
     keep = in_step(compute_anew)
     shared, own = keep("shared", Found, Shared(together)), keep("own", Found, by_the_first)

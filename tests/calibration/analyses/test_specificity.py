@@ -11,6 +11,7 @@ from calibration.analyses.subject import Subject
 from calibration.specificity import LIMIT, deployed_effects
 from guard.analyses.specificity import KindEffect, NeuronSpecificity, Specificity
 from guard.hf import install_edits
+from guard.measures import Estimate
 from tests.calibration.organisms import every_kind
 from tests.calibration.planted_subject import planted_subject
 
@@ -90,6 +91,29 @@ def test_neurons_that_fail_are_named_and_drawn_apart() -> None:
     assert not any(
         "not specific alone" in paragraph for paragraph in specificity_section.describe(measured()).paragraphs
     )
+
+
+def test_the_report_says_whether_the_guard_is_specific_where_a_neuron_alone_is_not() -> None:
+    bad = failing()
+    loud = [
+        each.model_copy(update={"benign": each.harmful, "index": Estimate(value=0.0, low=-0.1, high=0.1, n=9)})
+        for each in bad.kinds
+    ]
+    for found, said in (
+        (bad, "specific all the same"),
+        (bad.model_copy(update={"kinds": loud}), "not specific either"),
+    ):
+        assert any(said in paragraph for paragraph in specificity_section.describe(found).paragraphs)
+
+
+def test_neurons_that_were_dropped_are_named_in_the_evidence_and_in_the_report() -> None:
+    kept, gone = subject().gate.members[:2]
+    gate = subject().gate.model_copy(update={"members": (kept,), "dropped": (gone,)})
+    smaller = replace(subject(), findings=replace(subject().findings, gate=gate))
+    found = specificity.measure(smaller, lambda _: None)
+    assert [(each.layer, each.neuron) for each in found.dropped] == [(gone.layer, gone.neuron)]
+    told = next(each for each in specificity_section.describe(found).paragraphs if each.startswith("Dropped"))
+    assert f"neuron {gone.neuron} of layer {gone.layer}" in told
 
 
 def test_the_figures_are_valid_and_hold_every_number() -> None:
