@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibration.analyses.patches import impact
+from calibration.analyses.patches import impact as measured_impact
 from calibration.analyses.units import (
     MovedRun,
     Place,
@@ -31,6 +31,7 @@ from calibration.sequences import Batch
 from guard.analyses.controls import UnitGroup
 
 ROUNDS = (0.25, 0.5, 1.0)  # of the set's size: later units are chosen given the earlier ones
+STEPS, STRIDE = 8, 4.0  # towards another impact, by bisection once it is bracketed
 
 
 def refusing_less(logits: Tensor, batch: Batch) -> Tensor:
@@ -80,6 +81,43 @@ class Group:
             misdirected.append(base - random)
         return torch.cat(effects).double().cpu(), torch.cat(misdirected).double().cpu()
 
+    def at_impact(self, impact: Tensor) -> tuple[Tensor, Tensor]:
+        """With the moves scaled until they have the logit impact [requests], or as near to it as was found: the effect,
+        and the impact that they have then.
+        """
+        effects, reached, start = [], [], 0
+        for run, weights in zip(self.runs, self.chosen, strict=True):
+            wanted = impact[start : start + run.batch.size].to(run.residual)
+            start += run.batch.size
+            effect, found = _at_impact(run, weights, self.values, wanted)
+            effects.append(effect)
+            reached.append(found)
+        return torch.cat(effects).double().cpu(), torch.cat(reached).double().cpu()
+
+
+@torch.inference_mode()
+def _at_impact(run: LateRun, weights: Weights, values: Mapping[Place, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The effect and the logit impact [B] with moves scaled, by bisection, to an impact as near as may be to `wanted`.
+
+    The factors are bracketed by steps of `STRIDE` first, since an impact may saturate.
+    """
+    base = run.readout_logits()
+    factor, low, high = torch.ones_like(wanted), torch.zeros_like(wanted), torch.full_like(wanted, torch.inf)
+    effect, reached, missed = torch.zeros_like(wanted), torch.zeros_like(wanted), torch.full_like(wanted, torch.inf)
+    for _ in range(STEPS):
+        moved = moved_run(run, {place: factor[:, None] * of for place, of in weights.items()}, values)
+        found = measured_impact(base, moved.logits, run.batch).to(wanted)
+        nearer = (found - wanted).abs() < missed
+        missed = torch.where(nearer, (found - wanted).abs(), missed)
+        reached = torch.where(nearer, found, reached)
+        effect = torch.where(nearer, refusing_less(base, run.batch) - refusing_less(moved.logits, run.batch), effect)
+        if not bool(missed.any()):
+            break
+        low, high = torch.where(found < wanted, factor, low), torch.where(found < wanted, high, factor)
+        between = torch.where(low > 0, (low * high).sqrt(), high / STRIDE)
+        factor = torch.where(high.isinf(), STRIDE * low, between)
+    return effect, reached
+
 
 def measured_group(
     name: UnitGroup,
@@ -107,7 +145,7 @@ def measured_group(
         measured = {
             "effect": lean - refusing_less(moved.logits, run.batch),
             "norm": moved.written,
-            "impact": impact(base, moved.logits, run.batch),
+            "impact": measured_impact(base, moved.logits, run.batch),
             "random_units": lean - refusing_less(drawn.logits, run.batch),
             "random_direction": lean - misdirected,
         }

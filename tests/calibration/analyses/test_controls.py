@@ -1,9 +1,11 @@
 """Controls for position and size, on models where one module is known to carry the lean, and on an organism."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
+from torch import Tensor
 
 from calibration.analyses import controls, controls_section
 from calibration.analyses.controls import _grounds
@@ -71,6 +73,60 @@ def test_scaling_moves_to_their_own_norm_changes_nothing() -> None:
     nothing, random = found.scaled(torch.zeros_like(found.norm), torch.Generator().manual_seed(0))
     torch.testing.assert_close(nothing, torch.zeros_like(nothing), atol=1e-5, rtol=0)
     torch.testing.assert_close(random, torch.zeros_like(random), atol=1e-5, rtol=0)
+
+
+def test_moves_are_scaled_to_an_impact_that_can_be_had_else_near_it_and_to_their_own_not_at_all() -> None:
+    found = group("late", range(2, 4), "mlp", carrier=2, mlp=3)
+    effect, reached = found.at_impact(found.impact)
+    torch.testing.assert_close(effect, found.effect)
+    torch.testing.assert_close(reached, found.impact)
+    _, reached = found.at_impact(0.5 * found.impact)
+    torch.testing.assert_close(reached, 0.5 * found.impact, rtol=0.1, atol=0.0)
+    _, reached = found.at_impact(1e6 * found.impact)
+    assert bool((reached >= found.impact).all())
+
+
+@dataclass(frozen=True)
+class Saturating:
+    """A group whose effect is that of a slope at first and never more than `most`, at `size` on every scale."""
+
+    name: str
+    slope: float
+    most: float
+    at: float
+    size: int = 8
+
+    def does(self, at: Tensor) -> Tensor:
+        return self.most * (1 - (-self.slope * at / self.most).exp()) * (1 + 0.01 * torch.arange(len(at)))
+
+    @property
+    def norm(self) -> Tensor:
+        return torch.full((40,), self.at, dtype=torch.float64)
+
+    @property
+    def impact(self) -> Tensor:
+        return self.norm
+
+    @property
+    def effect(self) -> Tensor:
+        return self.does(self.norm)
+
+    @property
+    def random_direction(self) -> Tensor:
+        return 0 * self.norm
+
+    def scaled(self, norm: Tensor, _: object) -> tuple[Tensor, Tensor]:
+        return self.does(norm), 0 * norm
+
+    def at_impact(self, impact: Tensor) -> tuple[Tensor, Tensor]:
+        return self.does(impact), impact
+
+
+def test_what_hardly_acts_does_not_win_by_its_slope_and_what_acts_more_at_equal_impact_does() -> None:
+    acting, hardly = Saturating("late", slope=1.0, most=4.0, at=30.0), Saturating("early", slope=2.0, most=0.1, at=0.01)
+    better = Saturating("early", slope=2.0, most=8.0, at=0.01)
+    assert said(acting, hardly) == "yes"  # type: ignore[arg-type]
+    assert said(acting, better) == "no"  # type: ignore[arg-type]
 
 
 def test_a_module_that_writes_the_same_in_both_runs_has_no_effect_at_any_norm() -> None:
