@@ -95,7 +95,7 @@ class NeuronSets:
                 some = here[back[here] == returns]
                 if len(some) == 0:
                     continue
-                own = (neurons[some] - start).to(trace.final[0].device)
+                own = (neurons[some] - start).to(self.values[place].device)
                 if returns:
                     values, sign = _spread(plain, place.layer, own), -1.0
                 else:

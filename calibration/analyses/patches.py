@@ -67,8 +67,10 @@ def impact(base: Tensor, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def patch_norm(change: Tensor, batch: Batch) -> Tensor:
-    """L2 norm of a patch [2B, T_edited, width] over a request's real tokens and both rows, [B] float32."""
-    by_row = (change.float().square().sum(-1) * batch.reading).sum(-1)
+    """L2 norm of a patch [2B, T_edited, width] over a request's real tokens and both rows, [B] float32, on the device
+    of the batch.
+    """
+    by_row = (change.float().square().sum(-1).to(batch.reading.device) * batch.reading).sum(-1)
     return (by_row[: batch.size] + by_row[batch.size :]).sqrt()
 
 

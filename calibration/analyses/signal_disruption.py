@@ -62,7 +62,7 @@ def _highest(run: LateRun, direction: Tensor) -> Tensor:
     """Each request's highest component along `direction` over its own answer and the template tail, [B]."""
     batch = run.batch
     scores = run.residual[: batch.size, batch.edited].float() @ direction.to(run.residual.device)
-    return scores.masked_fill(~batch.reading[: batch.size], -torch.inf).amax(1).cpu()
+    return scores.masked_fill(~batch.reading[: batch.size].to(scores.device), -torch.inf).amax(1).cpu()
 
 
 @torch.inference_mode()

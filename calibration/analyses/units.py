@@ -68,7 +68,7 @@ def mean_values(runs: Sequence[LateRun], places: Sequence[Place]) -> dict[Place,
 
     def adding(place: Place, mask: Tensor) -> Callable[[Tensor], None]:
         def add(h: Tensor) -> None:
-            totals[place] = totals.get(place, 0) + (h.float() * mask[..., None]).sum((0, 1))
+            totals[place] = totals.get(place, 0) + (h.float() * mask.to(h.device)[..., None]).sum((0, 1))
 
         return add
 
@@ -151,8 +151,9 @@ def _writes(run: LateRun, place: Place, h: Tensor, moved: Tensor) -> Tensor:
 
 
 def _squared(change: Tensor, run: LateRun) -> Tensor:
-    """Squared norm over a request's real tokens and both its rows, [B] float32."""
-    by_row = (change.float().square().sum(-1) * run.batch.attention_mask).sum(-1)  # [2B]
+    """Squared norm over a request's real tokens and both its rows, [B] float32, on the device of the batch."""
+    mask = run.batch.attention_mask
+    by_row = (change.float().square().sum(-1).to(mask.device) * mask).sum(-1)  # [2B]
     return by_row[: run.batch.size] + by_row[run.batch.size :]
 
 

@@ -2,12 +2,12 @@
 
 `python -m tests.calibration.two_devices` runs what calibration does on a model whose later half lies on another device
 than its first, spread by accelerate's own hooks, and prints for each how far the result is from that on one device. It
-is a process of its own, since a device can be made known to torch only once, for good. Torch has no backward
-pass for a device that is made known in Python, so gradients are not among them.
+is a process of its own, since a device can be made known to torch only once, for good. Torch has no backward pass for
+a device that is made known in Python: what gradients are taken of is run, and numbers made up here stand for them.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,12 +21,20 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 if __name__ == "__main__":  # tensors of another make cannot be inference tensors
     torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]
 
+from calibration.analyses.gate_activity import gate_activity, opening
+from calibration.analyses.neuron_sets import NeuronSets
+from calibration.analyses.patches import joint_effects, module_effects
+from calibration.analyses.signal_disruption import Stretch, _highest, _logits
+from calibration.analyses.signal_exchange import FROZEN, SignalRuns, exchanged, what_the_gate_reads
+from calibration.analyses.unit_groups import measured_group
+from calibration.analyses.units import first_of, places_of
 from calibration.gate import SplitBatches, prepare
 from calibration.late_trace import record_trace
 from calibration.mediation import all_mediators, controlled_effect, pair_effects
 from calibration.outcome import readout_logits
 from calibration.readout import entering_states
-from calibration.selection import Masks, Member, joint_outcomes
+from calibration.resume import record
+from calibration.selection import Masks, Member, Requests, joint_outcomes, linear_effects
 from calibration.sequences import Batch
 from calibration.suffix import traced_effects
 from guard.edit import LayerEdit, Trigger
@@ -148,7 +156,40 @@ def gate(model: nn.Module, plain: Batch, harmful: Batch) -> dict[str, Tensor]:
     requests = late.calibration["harmful"].where(TRIGGER)
     members = [Member(layer=layer, neuron=3, carries="compliance", effect=0.0) for layer in (2, 3)]
     taken = Masks(late.activations.benign_mean).with_members(members)
-    return {"outcome": joint_outcomes(requests, taken), "low": late.activations.benign_low[3]}
+    linear = {f"linear {layer}": effects for layer, effects in linear_effects(requests, taken).items()}
+    return {"outcome": joint_outcomes(requests, taken), "low": late.activations.benign_low[3], **linear}
+
+
+def controls(model: nn.Module, plain: Batch, harmful: Batch) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    runs = [record(model, batch, 1) for batch in (plain, harmful)]
+    group = measured_group("late", runs[1:], runs[:1], places_of((1, 2, 3), "attention", "mlp"), 4, generator)
+    scaled = group.scaled(2 * group.norm, generator)
+    modules = module_effects(model, plain, harmful, generator)
+    return {
+        "effect": group.effect, "norm": group.norm, "random": group.random_direction, "scaled": torch.stack(scaled),
+        "together": joint_effects(runs[0], runs[1], "mlp", "attention"),
+        **{f"{mediator}": torch.stack([of.equal_norm, of.norm, of.impact]) for mediator, of in modules.items()},
+    }  # fmt: skip
+
+
+def sets_of_neurons(model: nn.Module, plain: Batch, harmful: Batch) -> dict[str, Tensor]:
+    sets = NeuronSets([record(model, harmful, 1)], [record(model, plain, 1)])
+    order = sets.order((4, sets.count), torch.Generator().manual_seed(0))
+    first_in, last_in = sets.single(order.overall[:6], order.overall[:3])
+    return {"together": sets.effect(first_of(order.apart, 5)), "first in": first_in, "last in": last_in}
+
+
+def signal(model: nn.Module, plain: Batch, harmful: Batch) -> dict[str, Tensor]:
+    activity = gate_activity(model, EDITS)
+    runs = [record(model, batch, 2) for batch in (plain, harmful)]
+    scale = opening(*(activity.read(run)[1].cpu() for run in runs))
+    pairs = [SignalRuns(activity, scale, *runs)]
+    read = what_the_gate_reads(pairs)
+    late = record(model, harmful, 3)
+    (stretched,) = (logits for logits, _ in _logits(Requests([late], (None,)), Stretch(2, "read", read, 0.0, 2.0)))
+    moved = {f"frozen: {frozen}": exchanged(pairs, read, frozen=frozen) for frozen in FROZEN}
+    return {"read": read, "highest": _highest(late, read), "stretched": stretched, **moved}
 
 
 def installed(model: nn.Module, _: Batch, harmful: Batch) -> dict[str, Tensor]:
@@ -173,6 +214,9 @@ RUNS: dict[str, Run] = {
     "mediation": mediation,
     "exact effects": exact_effects,
     "gate": gate,
+    "controls": controls,
+    "sets of neurons": sets_of_neurons,
+    "harm signal": signal,
     "installed guard": installed,
     "edit under trial": edited,
     "states for the trigger": states,
@@ -190,12 +234,19 @@ def difference(one: Mapping[str, Tensor] | Tensor, two: Mapping[str, Tensor] | T
     return max(float((left.detach() - right.detach()).abs().max()) if left.numel() else 0.0 for left, right in pairs)
 
 
+def made_up(_: Tensor, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
+    """What stands for the gradients by each of `inputs`."""
+    given = [inputs] if isinstance(inputs, Tensor) else inputs
+    return tuple(-torch.arange(each.numel(), dtype=each.dtype).view(each.shape).to(each.device) for each in given)
+
+
 def main() -> None:
     """Print the largest difference of each run on each family, as JSON."""
     found: dict[str, dict[str, float]] = {}
     whole = {family: make_tiny_model(family, layers=LAYERS, d_ff=D_FF) for family in FAMILIES}
     parts = {family: make_tiny_model(family, layers=LAYERS, d_ff=D_FF) for family in FAMILIES}
     plain, harmful = random_batch(1), random_batch(2)
+    torch.autograd.grad = made_up  # type: ignore[assignment]
     alone = {
         (family, name): run(model, plain, harmful) for family, model in whole.items() for name, run in RUNS.items()
     }
