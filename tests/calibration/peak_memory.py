@@ -1,0 +1,41 @@
+"""How far the memory of a process rises while the late layers of a model are kept.
+
+`python -m tests.calibration.peak_memory [LIMIT FOLDER]` is run by `test_peak_memory.py`; it prints bytes as JSON: the
+rise, what the activations of all late layers take, and those of one.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from calibration.gate import SplitBatches, prepare
+from calibration.shelf import Shelf
+from tests.calibration.late_models import random_batch
+from tests.conftest import make_tiny_model
+
+LAYERS, D_FF, BATCHES = 16, 4096, 36
+
+
+def peak() -> int:
+    """The most memory that this process has had, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Keep the late layers once, on a shelf with a limit or without, and print what it took."""
+    model = make_tiny_model(layers=LAYERS, d_ff=D_FF)
+    few = SplitBatches(*((random_batch(seed),) for seed in (0, 1, 2)))
+    prepare(model, few, few)
+    batches = tuple(random_batch(0) for _ in range(BATCHES))
+    split = SplitBatches(batches, few.reference, few.benign)
+    before = peak()
+    shelf = Shelf(int(sys.argv[1]), Path(sys.argv[2])) if len(sys.argv) > 1 else Shelf()
+    late = prepare(model, split, few, shelf)
+    rise = peak() - before
+    layer = sum(batch.input_ids.numel() for batch in batches) * D_FF * 4
+    print(json.dumps([rise, layer * len(late.layers), layer]))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
