@@ -90,9 +90,7 @@ def add_commands() -> None:
     add_benchmarks(bench)
 
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Path or hub name of a causal language model (Llama, Qwen2).")
-]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub name of a causal language model.")]
 Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")]
 Dtype = Annotated[Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
@@ -163,7 +161,11 @@ def calibrate(
     ] = 0.01,
     max_neurons: Annotated[int, typer.Option(min=1, help="Largest number of neurons edited.")] = 64,
     analyses: Annotated[
-        str, typer.Option(help="Analyses of the gate for the report: all, none, or names with commas between.")
+        str,
+        typer.Option(
+            help="Analyses of the gate for the report: all, none, or names with commas between, of controls, "
+            "concentration, specificity, harm_signal, token_effects, shards."
+        ),
     ] = "all",
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Show prompts and answers in the report; they are redacted otherwise.")
