@@ -25,7 +25,8 @@ def describe(controls: Controls) -> Section:
         "directions of the same norm at the same place, scaled up to the norm of the one that writes more, and per "
         "unit of what changes in all log-probabilities, scaled up until that is as much on both sides. Units are "
         "chosen on one half of the requests and measured on the other. A claim holds only if it survives every "
-        f"control. {listed(said)}.",
+        f"control. {listed(said)}. What late attention tells the MLPs counts for attention, so that MLPs may be denied "
+        "what they decide.",
         f"Scaled down to the norm of the one that writes less, which is no ground: {listed(smaller)}.",
         "The lower figure has every layer's attention and MLP, patched at the tokens that line up (mean of NIE and "
         "TNIE), with the same patch at the norm of the middle one, and random directions of its own norm. Early "
