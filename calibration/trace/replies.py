@@ -145,13 +145,14 @@ def choose(
 
 
 def as_reply(continuation: Continuation, tokenizer: PreTrainedTokenizerBase, *, show_text: bool) -> Reply:
-    """The reply for the document."""
-    text = str(tokenizer.decode(list(continuation.tokens)))
-    shown = redacted(text, not (show_text or continuation.shown))
+    """The reply for the document; where it goes on after the tokens that are weighed, with an ellipsis."""
+    tokens = continuation.tokens
+    shown = redacted(str(tokenizer.decode(list(tokens))), not (show_text or continuation.shown))
+    goes_on = len(tokens) == CONTINUATION_TOKENS and tokens[-1] != tokenizer.eos_token_id
     return Reply(
         source=continuation.source,
-        tokens=len(continuation.tokens),
-        text=shown.text,
+        tokens=len(tokens),
+        text=shown.text if shown.text is None or not goes_on else f"{shown.text}…",
         digest=shown.digest,
         words=shown.words,
     )

@@ -1,5 +1,8 @@
 """Which replies Y compares, and which prompts can be traced."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from calibration.behaviour import Behaviour
@@ -69,6 +72,16 @@ def test_a_reply_that_is_left_out_keeps_a_hash_and_a_count() -> None:
     shown = as_reply(Continuation((5, 6, 7), "x", shown=False), tokenizer(), show_text=False)
     assert (shown.text, shown.words, shown.tokens) == (None, "3 words", 3)
     assert len(shown.digest) == 12
+
+
+def test_a_reply_that_goes_on_after_what_is_weighed_ends_in_an_ellipsis() -> None:
+    ending: Any = SimpleNamespace(eos_token_id=6, decode=str)
+    most = (5,) * CONTINUATION_TOKENS
+    told = [
+        as_reply(Continuation(tokens, "x", shown=True), ending, show_text=False).text
+        for tokens in ((5, 5), most, (*most[1:], 6))
+    ]
+    assert told == [str([5, 5]), f"{list(most)}…", str([*most[1:], 6])]
 
 
 def test_a_refusal_that_is_given_counts_as_one() -> None:
