@@ -1,12 +1,12 @@
 """What a user can ask of `neuron-guard bench robustness`. Nothing of it names a model for the adaptive attacks."""
 
-from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from pydantic import model_validator
 
 from benchmarks.robustness.result import AttackName
 from benchmarks.robustness.suffix import Budget
+from benchmarks.safety.options import SubjectOptions
 from guard.errors import NeuronGuardError
 from guard.measures import Frozen
 
@@ -30,25 +30,12 @@ QUICK = Size(requests=32, searched=12, steps=(5, 20), budget=Budget(steps=10, ca
 FULL = Size(requests=128, searched=32, steps=(1, 2, 5, 10, 20, 40), budget=Budget())
 
 
-class Options(Frozen):
-    """The options of the benchmark, one field each. RobustnessOptionsError where they contradict each other."""
+class Options(SubjectOptions):
+    """The options of the benchmark. RobustnessOptionsError where they contradict each other."""
 
-    model: str | None = None
-    organism: str | None = None
-    spec: Path | None = None
-    output: Path
     attacks: tuple[AttackName, ...] = ()
     quick: bool = False
-    data: Path | None = None
-    harmful: tuple[str, ...] = ()
-    calibrated_harmful: tuple[str, ...] = ()
-    template: bool = True
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = 0
     batch_size: int = 32
-    max_new_tokens: int = 64
-    allow_refuted: bool = False
 
     @model_validator(mode="after")
     def _say_one_thing(self) -> "Options":

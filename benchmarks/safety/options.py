@@ -3,28 +3,23 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from guard.measures import Frozen
 
 Suite = Literal["quick", "full"]
 
 
-class Options(BaseModel):
-    """The options of the benchmark. Either `model` or `organism` is given; keys are written nowhere."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+class SubjectOptions(Frozen):
+    """What is asked of which model behind which guard, and how. Either `model` or `organism` is given."""
 
     model: str | None = None
     organism: str | None = None
     spec: Path | None = None
     output: Path
-    suite: Suite = "quick"
     data: Path | None = None
     harmful: tuple[str, ...] = ()
-    harmless: tuple[str, ...] = ()
     calibrated_harmful: tuple[str, ...] = ()
-    calibrated_benign: tuple[str, ...] = ()
-    endpoint: str | None = None
-    key: str | None = Field(default=None, repr=False, exclude=True)
     template: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -32,6 +27,16 @@ class Options(BaseModel):
     batch_size: int = 20
     max_new_tokens: int = 64
     allow_refuted: bool = False
+
+
+class Options(SubjectOptions):
+    """The options of the benchmark; keys are written nowhere."""
+
+    suite: Suite = "quick"
+    harmless: tuple[str, ...] = ()
+    calibrated_benign: tuple[str, ...] = ()
+    endpoint: str | None = None
+    key: str | None = Field(default=None, repr=False, exclude=True)
     show_text: bool = False
     curve: bool = True
     tasks: bool = True
