@@ -1,35 +1,39 @@
-"""Do kinds of harm share one gate? Requests are clustered, and each cluster's own gate is tried on the others'.
+"""Do kinds of harm share one gate? Requests are halved, and the gate falls into what serves one half or the other.
 
-Clusters and gates are found on calibration requests, and gates are tried on validation requests, each assigned to the
-nearest cluster. Where requests fall into one cluster, the best two halves are compared all the same: that one gate
-serves both is then measured, not taken for granted. Where one gate does not serve all, three plans are tried on
-held-out requests. It costs two signatures of every request (a forward and a backward pass over the late layers, and
-the exact effects of a few neurons), and one growth of a gate per cluster; all of it grows in proportion to requests
-and late layers.
+Within each wording of refusal (`halves.py` says why) the gate's neurons are parted: each goes to the half on which it
+acts more. If kinds of harm have gates of their own, each part takes compliance from its half and leaves the other as it
+is, a double dissociation (Teuber 1955); if they share one, a part does to both what it does to either. Halves and parts
+are found on calibration requests and tried on validation requests. No gate is grown on few requests to be tried on
+others: a small one may fail there for wording alone, and one that grew large takes in the neurons of its neighbours.
+
+Where one gate does not serve all, three plans are tried on held-out requests. It costs two signatures of every request
+(a forward and a backward pass over the late layers, and the exact effects of a few neurons), the linear effects of the
+gate's neurons with none of it edited and with all of it, and a forward pass for each part; where plans are tried, one
+growth of a gate per half. All of it grows in proportion to requests and late layers.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import permutations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.analyses.clusters import Clustering, cluster
+from calibration.analyses.clusters import cluster
+from calibration.analyses.halves import Labels, beyond_wordings, halve, refusal_wordings
 from calibration.analyses.shard_plans import try_plans
-from calibration.analyses.signatures import Signatures, first_token
+from calibration.analyses.signatures import Signatures, first_odds
 from calibration.analyses.subject import Subject
 from calibration.findings import Advance
 from calibration.gate import SEARCHED
-from calibration.selection import Masks, Member, Requests, grow_gate, joint_outcomes
+from calibration.selection import Masks, Member, Requests, grow_gate, joint_outcomes, linear_effects
 from calibration.sequences import Batch
 from calibration.stage import keep
 from calibration.statistics import bootstrap_estimate
 from guard.analyses.shards import Cluster, Shards, Transfer
+from guard.measures import Estimate
 
 STEPS = 3
-FEWEST = 4  # requests in a cluster, of either split, below which nothing is said of it
 Floats = NDArray[np.float64]
 
 
@@ -47,7 +51,7 @@ def chosen_requests(batches: Sequence[Batch], wanted: NDArray[np.bool_]) -> list
 
 
 def own_gates(subject: Subject, labels: NDArray[np.int64]) -> list[tuple[Member, ...]]:
-    """The gate that grows on each cluster's calibration requests alone."""
+    """The gate that grows on each half's calibration requests alone."""
     late, trigger, settings = subject.late, subject.gate.trigger, subject.settings.selection
     if trigger is not None:
         settings = replace(settings, benign_weight=0.0)
@@ -63,61 +67,111 @@ def own_gates(subject: Subject, labels: NDArray[np.int64]) -> list[tuple[Member,
     return gates
 
 
+def parted(harmful: Requests, members: Sequence[Member], subject: Subject, labels: Labels) -> list[tuple[Member, ...]]:
+    """The part of the gate that each half has: of two halves of a wording, the one on which a neuron acts more.
+
+    How it acts is the mean of its linear effects first in and last in, so that redundant neurons count. `labels` are of
+    `harmful`.
+    """
+    values = subject.late.activations.reference_mean
+    empty = Masks(values)
+    ends = [linear_effects(harmful, masks, first_odds) for masks in (empty, empty.with_members(list(members)))]
+    first, last = (torch.stack([end[member.layer][:, member.neuron] for member in members]) for end in ends)
+    return split_between_halves(((first + last) / 2).double().cpu().numpy(), members, labels)
+
+
+def split_between_halves(effects: Floats, members: Sequence[Member], labels: Labels) -> list[tuple[Member, ...]]:
+    """Each neuron to one of the two halves of each wording, by `effects` [members, requests]."""
+    parts: list[tuple[Member, ...]] = []
+    for first in range(0, int(labels.max()) + 1, 2):
+        to_second = effects[:, labels == first + 1].mean(1) > effects[:, labels == first].mean(1)
+        parts += [
+            tuple(member for member, goes in zip(members, to_second == half, strict=True) if goes)
+            for half in (False, True)
+        ]
+    return parts
+
+
 def drops(harmful: Requests, gates: Sequence[Sequence[Member]], subject: Subject) -> Floats:
-    """What each gate takes from the log-probability of compliance's first token, [gates, requests] nats."""
+    """What each gate takes from the log-odds of compliance's first token, [gates, requests] nats."""
     empty = Masks(subject.late.activations.reference_mean)
-    base = joint_outcomes(harmful, empty, first_token)
-    taken = [base - joint_outcomes(harmful, empty.with_members(list(gate)), first_token) for gate in gates]
+    base = joint_outcomes(harmful, empty, first_odds)
+    taken = [base - joint_outcomes(harmful, empty.with_members(list(gate)), first_odds) for gate in gates]
     return torch.stack(taken).double().cpu().numpy()
 
 
-def compare(
-    taken: Floats, labels: NDArray[np.int64], sizes: Sequence[tuple[int, int]], seed: int
-) -> tuple[tuple[Cluster, ...], tuple[Transfer, ...]]:
-    """Each gate on its own requests and on the others': `taken` [gates, requests], `labels` [requests].
+def over_halves(values: Floats, labels: Labels, seed: int) -> Estimate:
+    """The mean of `values` [requests] over halves [requests] that count alike, each of two requests at least.
 
-    `sizes` are the calibration requests and the neurons of each cluster.
+    Requests are resampled, halves are not: what tells one half from another is no noise. So the interval is that of the
+    requests' deviations from their half's mean (Davison and Hinkley 1997, on strata).
     """
-    own = [taken[label, labels == label] for label in range(len(sizes))]
-    clusters = tuple(
-        Cluster(requests=requests, neurons=neurons, own_effect=bootstrap_estimate(effect, seed=seed))
-        for (requests, neurons), effect in zip(sizes, own, strict=True)
-    )
-    transfers = []
-    for source, target in permutations(range(len(sizes)), 2):
-        there = taken[source, labels == target]
+    counts = np.bincount(labels)
+    means = np.bincount(labels, weights=values) / counts
+    deviations = (values - means[labels]) * np.sqrt(counts / (counts - 1))[labels]
+    weights = len(labels) / len(counts) / counts
+    return bootstrap_estimate(means.mean() + weights[labels] * deviations, seed=seed)
+
+
+def compare(
+    taken: Floats, whole: Floats, labels: Labels, sizes: Sequence[tuple[int, int]], seed: int
+) -> dict[str, object]:
+    """Each part on its own requests and on the other half's: those fields of `Shards`, by name.
+
+    `taken` [halves, requests] is what each part takes, `whole` [requests] what the gate does, `labels` [requests] the
+    half of each request or -1, `sizes` the calibration requests and neurons of each half.
+    """
+    inside = labels >= 0
+    taken, whole, labels = taken[:, inside], whole[inside], labels[inside]
+    places = np.arange(len(labels))
+    own, other = taken[labels, places], taken[labels ^ 1, places]  # of two halves 2k and 2k + 1
+    clusters, transfers = [], []
+    for target, (requests, neurons) in enumerate(sizes):
+        here = labels == target
+        clusters.append(
+            Cluster(requests=requests, neurons=neurons, own_effect=bootstrap_estimate(own[here], seed=seed))
+        )
         transfers.append(
             Transfer(
-                source=source,
+                source=target ^ 1,
                 target=target,
-                effect=bootstrap_estimate(there, seed=seed),
-                beyond_half=bootstrap_estimate(there - own[target] / 2, seed=seed),
+                effect=bootstrap_estimate(other[here], seed=seed),
+                beyond_half=bootstrap_estimate(other[here] - own[here] / 2, seed=seed),
             )
         )
-    return clusters, tuple(transfers)
+    return {
+        "clusters": tuple(clusters),
+        "transfers": tuple(transfers),
+        "shared": over_halves(other - own / 2, labels, seed),
+        "carried": over_halves(own - whole / 2, labels, seed),
+    }
 
 
 def measure(subject: Subject, advance: Advance) -> Shards:
-    """Cluster, grow a gate for each cluster, try each on the others, and try plans where one gate is not enough."""
-    late, seed = subject.late, subject.settings.seed
-    harmful = late.calibration["harmful"].where(None, limit=SEARCHED)
+    """Halve the requests, part the gate between them, try each part on both, and try plans where one gate is not said
+    to serve all.
+    """
+    late, seed, trigger = subject.late, subject.settings.seed, subject.gate.trigger
+    harmful, fresh = late.calibration["harmful"].where(None, limit=SEARCHED), late.validation["harmful"].where(None)
     signatures = Signatures.of(harmful, late.activations.reference_mean, seed)
-    found: Clustering = cluster(signatures(harmful), seed)
-    advance(1)
-    fresh = late.validation["harmful"].where(subject.gate.trigger)
-    labels = found.assign(signatures(late.validation["harmful"].where(None)))
-    counts = np.bincount(found.labels)
+    points, wordings = signatures(harmful), refusal_wordings([run.batch for run in harmful.runs])
+    found = cluster(beyond_wordings(points, wordings), seed)
     none = Shards(count=found.count, silhouette=found.silhouette, p_value=found.p_value, clusters=(), transfers=())
-    if counts.min() < FEWEST or np.bincount(labels, minlength=len(counts)).min() < FEWEST:
+    labels, fresh_labels = halve(
+        points, wordings, signatures(fresh), refusal_wordings(late.validation["harmful"].batches), seed
+    )
+    advance(1)
+    members = [member for member in subject.gate.members if member.carries == "compliance"]
+    if not members or labels.max() < 0:
         advance(STEPS - 1)
         return none
-    gates = own_gates(subject, found.labels)
-    sizes = [(int(count), len(gate)) for count, gate in zip(counts, gates, strict=True)]
-    clusters, transfers = compare(drops(fresh, gates, subject), labels, sizes, seed)
+    parts = parted(late.calibration["harmful"].where(trigger, limit=SEARCHED), members, subject, labels)
+    taken = drops(late.validation["harmful"].where(trigger), [*parts, members], subject)
+    sizes = [(int((labels == half).sum()), len(part)) for half, part in enumerate(parts)]
+    made = none.model_copy(update=compare(taken[:-1], taken[-1], fresh_labels, sizes, seed))
     advance(1)
-    made = none.model_copy(update={"clusters": clusters, "transfers": transfers})
-    if transfers and all(one.said != "yes" for one in made.claims):
-        tried, better = try_plans(subject, gates, found.labels, labels)
+    if all(one.said != "yes" for one in made.claims):
+        tried, better = try_plans(subject, own_gates(subject, labels), labels, fresh_labels)
         made = made.model_copy(update={"tried": tried, "better": better})
     advance(1)
     return made

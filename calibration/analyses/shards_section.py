@@ -7,20 +7,17 @@ from guard.analyses.shards import Shards
 
 PLANS = {
     "found": "the gate found",
-    "union": "all clusters' neurons in one gate",
-    "by cluster": "a trigger for each cluster's gate, which a spec cannot hold",
+    "union": "all halves' own gates in one",
+    "by cluster": "a trigger for each half's own gate, which a spec cannot hold",
 }
 
 
 def describe(found: Shards) -> Section:
-    """The section of the report: the clusters, each gate on the others' requests, and the plans that were tried."""
-    fell = (
-        "Requests fall into one cluster by the neurons that they hang on"
-        if found.count == 1
-        else f"Requests fall into {found.count} clusters by the neurons that they hang on"
-    )
+    """The section of the report: the clusters, each part of the gate on both halves, and the plans that were tried."""
+    clusters = "one cluster" if found.count == 1 else f"{found.count} clusters"
     paragraphs = [
-        f"{fell} (silhouette {number(found.silhouette)}; requests without clusters have one as high with probability "
+        f"Beyond the wording of refusals, requests fall into {clusters} by the neurons that they hang on (silhouette "
+        f"{number(found.silhouette)}; requests without clusters have one as high with probability "
         f"{number(found.p_value)}). " + _of_gates(found)
     ]
     if found.tried:
@@ -35,24 +32,24 @@ def describe(found: Shards) -> Section:
 
 
 def _of_gates(found: Shards) -> str:
-    if not found.transfers:
-        return "Some cluster has too few requests to look for a gate of its own, so nothing is claimed."
-    halves = "The best two halves are compared all the same: " if found.count == 1 else ""
+    if found.shared is None:
+        return "No wording of refusal has enough requests to halve, so nothing is claimed."
     own = "; ".join(
-        f"cluster {place + 1}, {plural(each.requests, 'request')}, has a gate of {plural(each.neurons, 'neuron')} that "
-        f"takes {estimate(each.own_effect)} nats from its own"
+        f"half {place + 1}, {plural(each.requests, 'request')}, has {plural(each.neurons, 'neuron')} that "
+        f"{'take' if each.neurons != 1 else 'takes'} {estimate(each.own_effect)} nats from it"
         for place, each in enumerate(found.clusters)
     )
-    weak = any(each.own_effect.low <= 0 for each in found.clusters)
-    failing = any(each.beyond_half.high < 0 for each in found.transfers)
-    why = (
-        " One of these gates does nothing on its own requests, so nothing is claimed."
-        if weak
-        else " One of them fails on the other requests: of their wording or of another gate, so nothing is claimed."
-        if failing
-        else ""
+    said = {
+        "yes": "So one gate serves all.",
+        "no": "So kinds of harm have gates of their own.",
+        "undecided": "So it is left open whether one gate serves all.",
+    }
+    why = "Some part does nothing by itself, so nothing is claimed."
+    return (
+        f"Within each wording of refusal requests are halved, and the gate's neurons go to the half on which they act "
+        f"more: {own}. Beyond half of what its own part takes, the other half's takes {estimate(found.shared)} nats. "
+        + (said[found.claims[0].said] if found.claims else why)
     )
-    return f"{halves}{own}.{why}"
 
 
 def _plot(found: Shards) -> Plot:
@@ -62,9 +59,9 @@ def _plot(found: Shards) -> Plot:
     own = [found.clusters[each.target].own_effect for each in found.transfers]
     traces = [
         points(
-            "the other cluster's gate", places, [each.value for each in other], "$one", error_y=whiskers(other, "$one")
+            "the other half's part", places, [each.value for each in other], "$one", error_y=whiskers(other, "$one")
         ),
-        points("its own gate", places, [each.value for each in own], "$two", "square", error_y=whiskers(own, "$two")),
+        points("its own part", places, [each.value for each in own], "$two", "square", error_y=whiskers(own, "$two")),
         dashed([-0.5, len(names) - 0.5], [0.0, 0.0], "no effect"),
     ]
     rows = tuple(
@@ -74,9 +71,9 @@ def _plot(found: Shards) -> Plot:
     ticks = {"tickvals": places, "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     return Plot(
         name="shards",
-        label="What a cluster's gate takes from another's requests, against what that one's own gate takes",
+        label="What a half's part of the gate takes from the other half, against what that one's own takes",
         traces=traces,
-        layout=layout(300, axis("gate of cluster on requests of cluster", **ticks), axis("effect, nats")),
-        columns=("gate on requests", "effect, nats", "own gate, nats", "beyond half of its own, nats"),
+        layout=layout(300, axis("part of half on requests of half", **ticks), axis("effect, nats")),
+        columns=("part on requests", "effect, nats", "own part, nats", "beyond half of its own, nats"),
         rows=rows,
     )

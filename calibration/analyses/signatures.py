@@ -29,6 +29,13 @@ def first_token(logits: Tensor, batch: Batch) -> Tensor:
     return logits[: batch.size, 0].float().log_softmax(-1).gather(-1, batch.targets[: batch.size, :1])[:, 0]
 
 
+def first_odds(logits: Tensor, batch: Batch) -> Tensor:
+    """Log-odds of the first token of each request's compliance against all others, [B], nats: they do not saturate."""
+    first = logits[: batch.size, 0].float()
+    own = batch.targets[: batch.size, :1]
+    return first.gather(-1, own)[:, 0] - first.scatter(-1, own, -torch.inf).logsumexp(-1)
+
+
 def gradients(requests: Requests, values: Mapping[int, Tensor]) -> Tensor:
     """The slope of `first_token` in each late neuron, summed over tokens: [B in all runs, layers, d_ff], on the CPU."""
     collected = []

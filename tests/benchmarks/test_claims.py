@@ -2,13 +2,25 @@
 
 import pytest
 
-from benchmarks.claims import MADE_BY, ClaimRow
-from benchmarks.false_claims import RUNS_PER_ORGANISM, Tally, false_claims, tallied, true_gate
+from benchmarks.claims import MADE_BY, ClaimRow, claim_rows
+from benchmarks.false_claims import (
+    REQUESTS,
+    RUNS_PER_ORGANISM,
+    Report,
+    Tally,
+    false_claims,
+    given_findings,
+    one_gate_organisms,
+    tallied,
+    true_gate,
+    true_table,
+)
 from benchmarks.organisms.catalogue import DEFINITIONS, WEIGHTS, ClaimName
 from benchmarks.subject import Subject
 from benchmarks.truth import ablation
 from calibration.gate import prepare
 from guard.analyses.claim import Said
+from guard.measures import Estimate
 
 
 def row(truth: bool | None, said: Said | None, claim: ClaimName = "late") -> ClaimRow:
@@ -37,6 +49,30 @@ def test_every_claim_but_that_of_an_early_signal_is_false_of_some_organism_and_t
 
 def test_false_claims_are_asked_for_at_least_forty_times() -> None:
     assert sum(len(claims) for _, claims in false_claims()) * RUNS_PER_ORGANISM >= 40
+
+
+def test_one_gate_is_asked_for_where_it_is_true_as_well_and_of_several_organisms() -> None:
+    names = one_gate_organisms()
+    assert "two-gates" not in names
+    assert {"last-layer", "two-layer", "weak", "wide", "distractors", "jailbreak", "shared"} <= set(names)
+
+
+def test_a_denied_truth_is_shown_beside_those_that_were_made() -> None:
+    tallies = tuple(tallied([row(True, "no", "one_gate"), row(True, "yes", "one_gate")]))
+    report = Report(
+        seed=0, tallies=(), asserted=None, true_tallies=tallies, denied=Estimate(value=0.5, low=0.1, high=0.9, n=2)
+    )
+    shown = true_table(report)
+    assert [list(column.cells) for column in shown.columns] == [["o"], ["one gate"], ["1"], ["1"], ["0"]]
+    assert str(shown.caption).startswith("denied in 50.0% of 2 runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("organism", "said"), [("two-gates", "no"), ("last-layer", "yes")])
+def test_two_gates_are_told_from_one(organism: str, said: Said) -> None:
+    subject = Subject(organism, WEIGHTS, seed=0, max_requests=REQUESTS)
+    (found,) = claim_rows(subject, given_findings(subject, subject.settings), subject.settings, ("one_gate",))
+    assert found.said == said
 
 
 def test_a_tally_counts_what_was_said_and_leaves_out_what_was_not() -> None:
