@@ -28,7 +28,7 @@ POLL = 0.02  # seconds
 TIMEOUT = 120.0  # seconds that the workers have for an answer
 RETRY_AFTER = 2  # seconds
 SEVERAL = RequestError(
-    501,
+    409,
     "A new spec cannot take over in several engines or API servers at once: start the server again to serve it.",
     code="reload_not_supported",
 )
@@ -63,7 +63,7 @@ class VllmReload:
     async def reload(self, client: Any, status: GuardStatus) -> GuardStatus:
         """The state of the spec that is in the file by now, once it serves; `client` is vLLM's client of its engine.
 
-        RequestError where it does not: 409 and 501 if the old one does, 503 if nothing is served any more.
+        RequestError where it does not: 409 if the old one does, 503 if nothing is served any more.
         """
         parallel = client.vllm_config.parallel_config
         if parallel.data_parallel_size != 1 or parallel._api_process_count != 1:

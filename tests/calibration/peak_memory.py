@@ -5,21 +5,16 @@ rise, what the activations of all late layers take, and those of one.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
+from benchmarks.calibration_case import peak_bytes
 from calibration.gate import SplitBatches, prepare
 from calibration.shelf import Shelf
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
 
 LAYERS, D_FF, BATCHES = 16, 4096, 36
-
-
-def peak() -> int:
-    """The most memory that this process has had, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
@@ -29,10 +24,10 @@ def main() -> None:
     prepare(model, few, few)
     batches = tuple(random_batch(0) for _ in range(BATCHES))
     split = SplitBatches(batches, few.reference, few.benign)
-    before = peak()
+    before = peak_bytes()
     shelf = Shelf(int(sys.argv[1]), Path(sys.argv[2])) if len(sys.argv) > 1 else Shelf()
     late = prepare(model, split, few, shelf)
-    rise = peak() - before
+    rise = peak_bytes() - before
     layer = sum(batch.input_ids.numel() for batch in batches) * D_FF * 4
     print(json.dumps([rise, layer * len(late.layers), layer]))  # noqa: T201
 

@@ -211,7 +211,7 @@ def test_a_reload_that_is_broken_off_half_way_ends_the_serving(behind: Behind) -
 def test_several_engines_or_api_servers_take_a_new_start(behind: Behind, several: str) -> None:
     setattr(behind.engine.vllm_config.parallel_config, several, 2)
     reloaded, answer, _ = behind.run(reload_and_ask)
-    assert (reloaded.status_code, reloaded.json()["error"]["code"]) == (501, "reload_not_supported")
+    assert (reloaded.status_code, reloaded.json()["error"]["code"]) == (409, "reload_not_supported")
     assert "start the server again" in reloaded.json()["error"]["message"]
     assert behind.engine.asked == []
     assert answer.json()["digest"] == OLD.digest
