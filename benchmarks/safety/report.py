@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,7 +47,7 @@ class Run(BaseModel):
 class Report(BaseModel):
     """The figures. `setting` decides them; `conditions` says in words what was chosen for each; `same_class` is the
     share of answers that each judge puts into the class of the headline's; `overlapping` is the number of requests of
-    each set that calibration has seen, `in_several` that of goals in more than one set.
+    each set that calibration has seen, `in_several` that of goals in more than one set; `verdict` is that on the guard.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +66,7 @@ class Report(BaseModel):
     overlapping: dict[str, int]
     in_several: int
     left_out: tuple[str, ...]
+    verdict: Literal["effective", "refuted"] | None = None
     run: Run
 
 

@@ -90,6 +90,7 @@ def measure(options: Options) -> Report:
         overlapping={prompts.name: prompts.overlapping for prompts in subject.prompts},
         in_several=in_several(subject.prompts),
         left_out=(*subject.left_out, *stages.not_compared(subject, loaded), *without_score),
+        verdict=subject.spec.evidence.verdict.outcome if subject.spec else None,
         run=Run(
             command=command_line(["neuron-guard", *sys.argv[1:]]),
             machine=describe(next(loaded.model.parameters()).device if loaded else torch.device("cpu")),

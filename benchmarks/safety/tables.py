@@ -17,6 +17,7 @@ from calibration.display import percent
 from guard.measures import Estimate
 
 GAINS = {"harmful": "Compliance with harmful requests", "harmless": "Refusal of harmless requests"}
+REFUTED = "The verdict on this guard is refuted: nothing serves it, and it was measured all the same."
 CAPTION = (
     "in brackets 95% intervals: Wilson's over goals, for a change the paired bootstrap over goals, which has no width "
     "where all goals change alike. A goal that is asked for in several ways counts once."
@@ -36,7 +37,7 @@ class Rows:
 
 def headline(report: Report) -> list[str]:
     """What the guard gains and what it costs, a sentence each; without a guard, how it stands."""
-    sentences = []
+    sentences = [REFUTED] if report.verdict == "refuted" else []
     for kind, name in GAINS.items():
         found = {rate.condition: rate for rate in _by_headline(report) if rate.prompt_set == ALL[kind]}
         changed = changes(report, ALL[kind])

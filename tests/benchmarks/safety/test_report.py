@@ -124,6 +124,12 @@ def test_without_a_guard_it_says_how_the_one_condition_stands() -> None:
     assert "How it stands" in render(alone)
 
 
+def test_a_refuted_guard_is_said_to_be_refuted_before_any_figure() -> None:
+    assert not any("refuted" in sentence for sentence in tables.headline(report()))
+    refuted = report().model_copy(update={"verdict": "refuted"})
+    assert "refuted" in tables.headline(refuted)[0]
+
+
 def test_a_judge_stands_beside_its_agreement_with_people() -> None:
     rows = {row[0]: row for row in tables.by_judge(report()).rows}
     assert rows[JUDGE][1].startswith("0.9")
