@@ -1,4 +1,6 @@
-"""The guard's own routes beside vLLM's: /guard, /guard/evidence, /guard/ui, /guard/reload, its metrics after vLLM's.
+"""The guard's own routes beside vLLM's: /guard, /guard/evidence, /guard/ui, and its metrics after vLLM's.
+
+There is no /guard/reload: a spec is compiled into vLLM's graphs, and cached prefixes were computed under it.
 
 The counts are with vLLM's workers, so they are asked for when somebody asks here, and not before: the workers of every
 engine, where data parallelism runs several. vLLM mixes requests in its passes, so its counts are totals: rates of
@@ -14,37 +16,34 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.counts import Tally
 from guard.vllm_counts import merged
+from serve.errors import RequestError
 from serve.metrics import registry_of, render
 from serve.page import evidence_of, page
 from serve.settings import Settings
 from serve.status import GuardStatus
-from serve.vllm_reload import VllmReload
 
 logger = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds that the workers may take to say what they counted
 OURS = frozenset({"/guard", "/guard/evidence", "/guard/ui", "/metrics"})
+NO_RELOAD = RequestError(
+    409, "A running vLLM keeps its spec: start the server again to serve another.", code="reload_not_supported"
+)
 
 
 class VllmRoutes:
-    """The routes; `app` is vLLM's application. `status` is the guard's in force, which a reload exchanges."""
+    """The routes; `app` is vLLM's application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, status: GuardStatus, reload: VllmReload) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, status: GuardStatus) -> None:
         self._app = app
         self._settings = settings
-        self._reload = reload
-        self.status = status
-        self._registry = registry_of(lambda: self.status, settings.name)
+        self._status = status
+        self._registry = registry_of(lambda: status, settings.name)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer a request for one of `OURS` or a reload; False, and nothing done, for any other.
-
-        RequestError for a reload after which the old spec serves on, or nothing.
-        """
+        """Answer a request for one of `OURS`; False, and nothing done, for any other. RequestError for a reload."""
         path = scope["path"]
         if path == "/guard/reload" and scope["method"] == "POST":
-            self.status = await self._reload.reload(scope["app"].state.engine_client, self.status)
-            await JSONResponse(self.status.snapshot())(scope, receive, send)
-            return True
+            raise NO_RELOAD
         if path not in OURS or scope["method"] != "GET":
             return False
         if path in ("/guard", "/metrics"):
@@ -58,15 +57,14 @@ class VllmRoutes:
             text, headers = page(locked=self._settings.api_key is not None)
             return HTMLResponse(text, headers=headers)
         if path == "/guard/evidence":
-            return JSONResponse(evidence_of(self.status.spec, self._settings.name))
+            return JSONResponse(evidence_of(self._status.spec, self._settings.name))
         if path == "/guard":
-            return JSONResponse(self.status.snapshot())
+            return JSONResponse(self._status.snapshot())
         return await self._metrics(scope, receive)
 
     async def _count(self, app: Any) -> None:
         """Ask the workers; where they do not answer, the last counts stay, and the self-test tells."""
-        status = self.status  # what they say belongs to this one, if a reload comes between
-        if status.not_in_force is not None:
+        if self._status.not_in_force is not None:
             return
         # engine_client.collective_rpc asks them all, but tells what the first of them says
         engines = app.state.engine_client.engine_core
@@ -78,8 +76,8 @@ class VllmRoutes:
         if not asked.done() or asked.exception() is not None:
             logger.warning("vLLM's workers did not say what they counted: %s", asked)
             return
-        tally = sum((merged(ranks, status.layers) for ranks in asked.result()), Tally.none())
-        status.totals = lambda: tally
+        tally = sum((merged(ranks, self._status.layers) for ranks in asked.result()), Tally.none())
+        self._status.totals = lambda: tally
 
     async def _metrics(self, scope: Scope, receive: Receive) -> Response:
         """vLLM's metrics, then ours."""

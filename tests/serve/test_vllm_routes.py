@@ -14,7 +14,6 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from serve.status import GuardStatus
-from serve.vllm_reload import VllmReload
 from serve.vllm_routes import VllmRoutes
 from tests.guard.specs import small_spec
 from tests.serve.served import settings
@@ -51,8 +50,7 @@ class Beside:
         mounted.path_regex = re.compile("^/metrics(?P<path>.*)$")  # as vLLM does it
         vllm.routes.append(mounted)
 
-        given = settings(api_key="sesame")
-        routes = VllmRoutes(vllm, given, self.status, VllmReload(given, lambda: 0))
+        routes = VllmRoutes(vllm, settings(api_key="sesame"), self.status)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope["app"] = SimpleNamespace(state=SimpleNamespace(engine_client=SimpleNamespace(engine_core=self)))
