@@ -59,6 +59,9 @@ class NotCounted(Counts):
     def going_on(self, rows: Tensor) -> None:
         """Nothing to announce."""
 
+    def add_up(self) -> None:
+        """Nothing to add."""
+
     def rows(self) -> list[Tally]:
         """Empty ones."""
         return [Tally.none()] * self._size
@@ -83,7 +86,7 @@ class ServedByTransformers:
             recorders = [Recorder() for _ in prompts]
             rows = rows_for(prompts, recorders)
             started = time.perf_counter()
-            hf_batch.generate(self._model, rows, never, counts)
+            hf_batch.generate(self._model, rows, never, counts, unread)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             total = time.perf_counter() - started
@@ -94,7 +97,7 @@ class ServedByTransformers:
         """See Served."""
         rows = rows_for(prompts, [Recorder() for _ in prompts])
         with self._guarded(arm) as counts:
-            hf_batch.generate(self._model, rows, never, counts)
+            hf_batch.generate(self._model, rows, never, counts, unread)
         return [row.generated for row in rows]
 
     def close(self) -> None:
@@ -126,3 +129,7 @@ def letters(tokens: Sequence[int]) -> str:
 def never(_: int) -> bool:
     """No batch is broken off."""
     return False
+
+
+def unread(_: int) -> None:
+    """Nobody asks how many tokens were made."""

@@ -17,8 +17,6 @@ from torch import Tensor
 from guard.buffers import EditBuffers
 from guard.errors import EditNotAppliedError
 
-REFRESH = 16  # passes after which the totals take in a batch that is under way
-
 
 @dataclass(frozen=True)
 class Tally:
@@ -98,7 +96,6 @@ class Counts:
         self._totals = torch.zeros(2 + len(edits), dtype=torch.int64)
         self._before = self._totals  # the totals when the batch under way began
         self._rows: Tensor | None = None
-        self._passes = 0
 
     @contextmanager
     def counting(self, present: Tensor) -> Iterator[None]:
@@ -110,18 +107,15 @@ class Counts:
             layer.clips = torch.zeros(rows, dtype=torch.int64, device=layer.edit.neurons.device)
         batch.tokens, batch.active = (torch.zeros_like(self.layers[0].clips) for _ in range(2))
         batch.present = present
-        self._before, self._passes = self._totals.to(batch.tokens.device), 0
+        self._before = self._totals.to(batch.tokens.device)
         try:
             yield
         finally:
             batch.present = None
-            self._add_up()
+            self.add_up()
 
     def going_on(self, rows: Tensor) -> None:
         """The next pass has one token a row; `rows` bool [rows] says whose count."""
-        self._passes += 1
-        if self._passes % REFRESH == 0:
-            self._add_up()
         self._batch.present = rows[:, None]
 
     def rows(self) -> list[Tally]:
@@ -131,11 +125,12 @@ class Counts:
         return [Tally(tokens, active, tuple(clips)) for tokens, active, *clips in self._rows.T.tolist()]
 
     def totals(self) -> Tally:
-        """What all blocks so far came to, that under way up to its last REFRESH passes; waits for the device."""
+        """What all blocks so far came to, that under way up to the last `add_up`; waits for the device."""
         tokens, active, *clips = self._totals.tolist()
         return Tally(tokens, active, tuple(clips))
 
-    def _add_up(self) -> None:
+    def add_up(self) -> None:
+        """Take the passes of the block under way into the totals; waits for nothing."""
         batch = self._batch
         clips = [layer.clips.to(batch.tokens.device) for layer in self.layers]
         self._rows = torch.stack([batch.tokens, batch.active, *clips])  # [2 + layers, rows]

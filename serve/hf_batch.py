@@ -27,6 +27,7 @@ from serve.logprobs import prompt_logprobs, token_logprobs
 from serve.sampling import draw
 
 BreakOff = Callable[[int], bool]
+OnTokens = Callable[[int], None]
 NOT_A_NUMBER = "The model's output is not a number."
 
 
@@ -57,22 +58,30 @@ class Draw(LogitsProcessor):
 
 
 class Step(StoppingCriteria):
-    """After every token: gives each sequence its own, and says which are over; all of them if `break_off` says so."""
+    """After every token: gives each sequence its own, and says which are over; all of them if `break_off` says so.
 
-    def __init__(self, rows: Sequence[Row], drawn: Draw, break_off: BreakOff, counts: Counts) -> None:
+    Everything is counted before it is handed over: who has an answer finds it in the counts.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], drawn: Draw, break_off: BreakOff, counts: Counts, on_tokens: OnTokens
+    ) -> None:
         self._rows = rows
         self._drawn = drawn
         self._break_off = break_off
         self._counts = counts
+        self._on_tokens = on_tokens
         self._made = 0
 
     def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
         """Bool [rows]: over."""
         self._made += 1
         tokens, broken = input_ids[:, -1].tolist(), self._drawn.broken.tolist()
-        for index, row in enumerate(self._rows):
-            if row.over:
-                continue
+        going_on = [index for index, row in enumerate(self._rows) if not row.over]
+        self._counts.add_up()
+        self._on_tokens(sum(not broken[index] for index in going_on))
+        for index in going_on:
+            row = self._rows[index]
             if broken[index]:
                 row.fail(failed(NOT_A_NUMBER))
             else:
@@ -107,9 +116,12 @@ def score_prompt(model: PreTrainedModel, row: Row, counts: Counts) -> None:
     row.scored(logprobs)
 
 
-def generate(model: PreTrainedModel, rows: Sequence[Row], break_off: BreakOff, counts: Counts) -> None:
+def generate(
+    model: PreTrainedModel, rows: Sequence[Row], break_off: BreakOff, counts: Counts, on_tokens: OnTokens
+) -> None:
     """Go on with `rows` until all are over or `break_off(tokens made)` is true; each row is told its `counts`.
 
+    `on_tokens` is told how many tokens a step made before any of them is handed over.
     A token counts in the pass that sees it first, not in those that see it again after a break.
     """
     device = next(model.parameters()).device
@@ -125,7 +137,7 @@ def generate(model: PreTrainedModel, rows: Sequence[Row], break_off: BreakOff, c
             attention_mask=torch.tensor(present, device=device),
             generation_config=generation_settings(max_new_tokens=max(row.remaining for row in rows)),
             logits_processor=LogitsProcessorList([drawn]),
-            stopping_criteria=StoppingCriteriaList([Step(rows, drawn, break_off, counts)]),
+            stopping_criteria=StoppingCriteriaList([Step(rows, drawn, break_off, counts, on_tokens)]),
         )
     for row, tally in zip(rows, counts.rows(), strict=True):
         row.tally += tally

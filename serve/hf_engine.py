@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from threading import Condition
 
 from transformers import PreTrainedTokenizerBase
@@ -172,8 +173,7 @@ class HfEngine:
             return list(self._running)
 
     def _generate(self, rows: Sequence[Row]) -> None:
-        tokens = sum(len(row.generated) for row in rows)
-        new = [row for row in rows if not row.generated]
+        self.status.count("prompt_tokens", sum(len(row.job.prompt) for row in rows if not row.generated))
         try:
             for row in rows:
                 if row.unscored:
@@ -181,7 +181,13 @@ class HfEngine:
                 row.end_if_nothing_remains()
             going_on = [row for row in rows if not row.over]
             if going_on:
-                hf_batch.generate(self._guarded.model, going_on, self._should_break_off(going_on), self._counts)
+                hf_batch.generate(
+                    self._guarded.model,
+                    going_on,
+                    self._should_break_off(going_on),
+                    self._counts,
+                    partial(self.status.count, "generated_tokens"),
+                )
                 self._observe(going_on)
         except RuntimeError as error:
             # memory, mostly: these sequences are lost, and the guard has to show that it is still there
@@ -189,8 +195,6 @@ class HfEngine:
             for row in rows:
                 row.fail(failed(f"The batch failed: {type(error).__name__}."))
             self._next_self_test = time.monotonic()
-        self.status.count("prompt_tokens", sum(len(row.job.prompt) for row in new))
-        self.status.count("generated_tokens", sum(len(row.generated) for row in rows) - tokens)
 
     def _observe(self, rows: Sequence[Row]) -> None:
         """Compare finished requests with the evidence; further answers to one prompt are no further requests."""

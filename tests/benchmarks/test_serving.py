@@ -98,6 +98,7 @@ def test_a_guarded_round_is_counted_as_it_is_when_served(served: ServedByTransfo
                 serving_hf.rows_for(prompts, [serving_hf.Recorder() for _ in prompts]),
                 serving_hf.never,
                 counts,
+                serving_hf.unread,
             )
         totals = counts.totals()
         assert totals.tokens == 2 * (serving_setting.PROMPT_TOKENS + 4)

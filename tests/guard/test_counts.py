@@ -111,6 +111,18 @@ def test_generated_tokens_count_for_the_rows_that_go_on(tiny_model: TinyModel) -
         assert [tally.tokens for tally in counts.rows()] == [TOKENS + min(row + 1, 3) for row in range(ROWS)]
 
 
+def test_totals_take_in_the_block_under_way_when_asked_to(tiny_model: TinyModel) -> None:
+    model = tiny_model()
+    with install_edits(model, EDITS) as installation, torch.no_grad():
+        counts = installation.count()
+        with counts.counting(torch.ones(ROWS, TOKENS, dtype=torch.bool)):
+            model(PROMPTS)
+            assert counts.totals().tokens == 0
+            counts.add_up()
+            assert counts.totals().tokens == ROWS * TOKENS
+        assert counts.totals().tokens == ROWS * TOKENS
+
+
 def test_counting_changes_no_logit(tiny_model: TinyModel) -> None:
     model = tiny_model()
     with install_edits(model, EDITS, make_trigger()) as installation, torch.no_grad():

@@ -8,7 +8,8 @@ import pytest
 
 from serve.drift import TRIGGER
 from serve.hf_engine import HfEngine
-from serve.job import Job, Sampling
+from serve.job import Job, Piece, Sampling
+from serve.ticket import Ticket
 from tests.guard.specs import HELD_OUT, RATES, evidence_with
 from tests.serve.served import EDITS, engine_of, organism_spec
 from tests.serve.served import TRIGGER as ALWAYS_ACTIVE
@@ -44,7 +45,6 @@ def test_prompts_and_answers_count_once_without_padding() -> None:
     with engine_of(organism_spec()) as engine:
         asked = jobs(engine, [3, 9, 5])
         made = asyncio.run(generated(engine, asked))
-        engine.close()  # the client has its last token before the engine has added up
         seen = engine.status.snapshot()
         # the last token of an answer is not passed through the model again
         assert seen["tokens"] == sum(len(job.prompt) for job in asked) + made - len(asked)
@@ -53,13 +53,29 @@ def test_prompts_and_answers_count_once_without_padding() -> None:
             assert 0 < seen["clips"][str(layer.layer)] <= size * seen["tokens"]
 
 
+def test_what_is_handed_over_was_counted_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, dict[str, Any]]] = []
+    put = Ticket.put
+
+    def looking(ticket: Ticket, index: int, piece: Piece) -> None:
+        seen.append((piece.tokens, engine.status.snapshot()))
+        put(ticket, index, piece)
+
+    monkeypatch.setattr(Ticket, "put", looking)
+    with engine_of(organism_spec()) as engine:
+        asyncio.run(generated(engine, jobs(engine, [9])))
+        assert len(seen) > 1
+        for tokens, then in seen:
+            assert then["tokens"] == 9 + tokens - 1
+            assert (then["counts"]["prompt_tokens"], then["counts"]["generated_tokens"]) == (9, tokens)
+
+
 def test_a_batch_that_is_broken_off_counts_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
     totals, lengths = [], [9, 4, 7, 5, 8]
     for broken_off_after in (3, 10**6):
         monkeypatch.setattr(HfEngine, "_should_break_off", lambda *_, limit=broken_off_after: limit.__le__)
         with engine_of(organism_spec(), max_batch=2) as engine:
             made = asyncio.run(generated(engine, jobs(engine, lengths, max_tokens=12)))
-            engine.close()
             totals.append(engine._counts.totals())
             assert totals[-1].tokens == sum(lengths) + made - len(lengths)
             assert made > 3 * len(lengths), "no batch was long enough to be broken off"
@@ -71,7 +87,6 @@ def test_a_prompt_that_is_scored_counts_once_with_and_without_an_answer() -> Non
         with engine_of(organism_spec()) as engine:
             (job,) = jobs(engine, [7], max_tokens=max_tokens, top_logprobs=1)
             made = asyncio.run(generated(engine, [Job(job.prompt, job.sampling, score_prompt=True)]))
-            engine.close()
             assert engine.status.snapshot()["tokens"] == 7 + max(0, made - 1)
 
 
