@@ -35,6 +35,10 @@ class Server:
         """What a request must come with."""
         return {"Authorization": f"Bearer {self.key}"}
 
+    def last_words(self) -> str:
+        """The end of what it has written."""
+        return self.log.read_text(encoding="utf-8", errors="replace").strip()[-4000:]
+
     def memory(self) -> int:
         """Bytes in main memory of all of its processes together, pages that they share counted for each."""
         return sum(resident(process) for process in family(self.process.pid))
@@ -79,8 +83,7 @@ def until_healthy(server: Server) -> None:
             if httpx.get(f"{server.url}/health").status_code == 200:
                 return
         time.sleep(0.1)
-    said = server.log.read_text(encoding="utf-8", errors="replace").strip()
-    raise NeuronGuardError(f"the server did not start: {said[-2000:]}")
+    raise NeuronGuardError(f"the server did not start: {server.last_words()}")
 
 
 def family(process: int) -> list[int]:

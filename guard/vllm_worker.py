@@ -25,6 +25,7 @@ from guard.vllm_checkpoint import Checkpoint, check_loaded, skeleton, weights_of
 from guard.vllm_families import MISSING_LAYER, engine_family_of
 from guard.vllm_install import EngineGuard, Share, install
 from guard.vllm_limits import check_settings
+from guard.vllm_seeds import drawing_from_copies
 from guard.vllm_settings import load_spec, settings_in
 
 if current_platform.is_cpu():
@@ -110,6 +111,15 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
             return super().execute_model(scheduler_output, *arguments, **named)
         finally:
             self.guard.length.tokens.zero_()
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """The tokens of the pass; on a CPU without ending the engine where a seeded prompt is only begun."""
+        if self.device.type != "cpu":
+            return super().sample_tokens(grammar_output)
+        batch = self.model_runner.input_batch
+        begun = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0]
+        with drawing_from_copies(batch.generators, begun.tolist()):
+            return super().sample_tokens(grammar_output)
 
     def reload_weights(self, *_: Any, **__: Any) -> None:
         """Refused: the spec belongs to the weights that were loaded."""

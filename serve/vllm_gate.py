@@ -9,6 +9,7 @@ It also asks the workers for their self-test at an interval; once that has faile
 
 import asyncio
 import json
+import logging
 import os
 import time
 from typing import Any
@@ -40,6 +41,7 @@ BODIES: dict[str, type[BaseModel]] = {
 }
 RETRY_AFTER = 2  # seconds
 TIMEOUT = 120.0  # seconds that a self-test may wait for a pass of the engine
+logger = logging.getLogger(__name__)
 
 
 class VllmGate:
@@ -59,7 +61,7 @@ class VllmGate:
         """Pass on what may pass."""
         if self._watch is None:
             self._watch = asyncio.ensure_future(self._keep_testing(scope["app"]))
-            self._watch.add_done_callback(lambda _: self._status.stop("the self-tests have ended."))
+            self._watch.add_done_callback(self._watch_ended)
         if scope["type"] == "http":
             await self._gate(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -144,10 +146,21 @@ class VllmGate:
             # vLLM raises a bare Exception that quotes the worker's
             error = asked.exception() if asked.done() else TimeoutError(f"no answer in {TIMEOUT} seconds.")
             if error is not None:
-                self._status.stop(f"the self-test failed: {error}", self_test=True)
+                self._stop(f"the self-test failed: {error}", self_test=True)
                 return
             self._status.passed(time.monotonic() - started)
             await asyncio.sleep(self._settings.self_test_interval)
+
+    def _watch_ended(self, watch: "asyncio.Task[None]") -> None:
+        """Without self-tests nothing is served; what has failed before stays the reason."""
+        if watch.cancelled():
+            self._status.stop("the server is ending.")
+        elif watch.exception() is not None:
+            self._stop(f"the self-tests have ended: {watch.exception()!r}.")
+
+    def _stop(self, reason: str, *, self_test: bool = False) -> None:
+        self._status.stop(reason, self_test=self_test)
+        logger.critical("serving has stopped: %s", reason)
 
 
 def settings_in_environment() -> Settings:

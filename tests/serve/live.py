@@ -17,6 +17,7 @@ from tests.serve.served import MODEL, ORGANISM
 
 KEY = "sk-organism"
 PATIENCE = 90  # seconds; a loaded machine imports slowly
+SEQUENCES, PASS_TOKENS = 8, 128  # of a pass of vLLM's at most
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def live(spec: Path, *more: str) -> Iterator[Live]:
 def live_vllm(model: Path, spec: Path, *more: str) -> AbstractContextManager[Server]:
     """A vLLM server of the model at `model`, eager, guarded with the spec at `spec`; `more` are vLLM's own options."""
     options = ["--engine", "vllm", "--served-model-name", MODEL, "--dtype", "float32", "--allow-refuted"]
-    options += ["--completions", "--max-context", "64", "--max-batch", "8", "--self-test-interval", "1"]
-    options += ["--", "--enforce-eager", "--max-num-batched-tokens", "128", "--no-enable-prefix-caching"]
+    options += ["--completions", "--max-context", "64", "--max-batch", str(SEQUENCES), "--self-test-interval", "1"]
+    options += ["--", "--enforce-eager", "--max-num-batched-tokens", str(PASS_TOKENS), "--no-enable-prefix-caching"]
     options += ["--kv-cache-memory-bytes", str(2**25), *more]
     environment = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CACHE_ROOT": str(spec.with_name("cache"))}
     return serving(model, spec, spec.with_name("log.txt"), options, environment)

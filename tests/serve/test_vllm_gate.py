@@ -255,6 +255,26 @@ def test_a_self_test_without_an_answer_is_a_failed_one(monkeypatch: pytest.Monke
     assert "no answer" in behind.post("/v1/chat/completions", chat_body()).json()["error"]["message"]
 
 
+def test_that_serving_has_stopped_and_why_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    behind = Behind()
+    behind.workers.fails = "layer 2: the guarded module was replaced."
+    behind.post("/v1/chat/completions", chat_body())
+    assert "serving has stopped: the self-test failed: layer 2: the guarded module was replaced." in caplog.messages
+
+
+def test_without_self_tests_nothing_is_served(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise ValueError("no app")
+
+    monkeypatch.setattr(VllmGate, "_keep_testing", broken)
+    behind = Behind()
+    behind.status.passed(0.0)
+    assert "no app" in behind.post("/v1/chat/completions", chat_body()).json()["error"]["message"]
+    assert any("no app" in message for message in caplog.messages)
+
+
 def test_too_many_at_once_are_sent_away() -> None:
     behind = Behind(max_waiting=1)
     gate = VllmGate(lambda *_: asyncio.sleep(0), settings(max_waiting=1), behind.status)
