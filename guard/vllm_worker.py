@@ -22,11 +22,12 @@ from guard import fingerprint, vllm_selftest
 from guard.errors import EditNotAppliedError, NeuronGuardError, UnsupportedModelError
 from guard.spec import EditSpec
 from guard.vllm_checkpoint import Checkpoint, check_loaded, skeleton, weights_of
+from guard.vllm_exchange import check_fits, exchanged
 from guard.vllm_families import MISSING_LAYER, engine_family_of
 from guard.vllm_install import EngineGuard, Share, install
 from guard.vllm_limits import check_settings
 from guard.vllm_seeds import drawing_from_copies
-from guard.vllm_settings import load_spec, settings_in
+from guard.vllm_settings import KEY, load_spec, settings_in
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -34,6 +35,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 PROBE_TOKENS = 4
+UNCONFIRMED = "the spec is being exchanged."
 FIXED_WEIGHTS = "the weights of a guarded model cannot be changed while it is served: start vLLM anew."
 
 
@@ -42,6 +44,8 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
 
     guard: EngineGuard
     spec: EditSpec
+    other: EditSpec | None = None
+    """The spec that can take the place of `spec`: the next one or, once that is in, the one before."""
     share: Share
     refusal: str | None = "the guard is not installed."
     """Why no request is run; None once the self-test has passed."""
@@ -100,6 +104,47 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
     def guard_counts(self) -> dict[str, object]:
         """What the guard did on this rank since it began to serve: `collective_rpc("guard_counts")`."""
         return {"rank": self.rank, "counts": self.guard.counts()}
+
+    def guard_prepare(self, settings: dict[str, object]) -> str | None:
+        """Read the spec that `settings`, an entry as `--additional-config` has it, name; nothing that runs is changed.
+
+        Returns why it cannot take over without a new start; None if it can. This and what follows return their errors,
+        since vLLM stops listening to the other ranks at the first one that raises.
+        """
+        try:
+            spec = load_spec(settings_in({KEY: settings}))
+            check_fits(self.guard, self.spec, spec)
+        except NeuronGuardError as error:
+            return str(error)
+        self.other = spec
+        return None
+
+    def guard_exchange(self, digest: str) -> str | None:
+        """Put the numbers of the spec with this digest in place, if they are not there yet, and prove that they act.
+
+        Between two passes, on all ranks at once. Returns what failed, or None; either way no request is run before
+        `guard_admit`.
+        """
+        self.refusal = UNCONFIRMED
+        if self.spec.digest != digest:
+            if self.other is None or self.other.digest != digest:
+                return f"rank {self.rank} has no spec {digest}."
+            self.guard = exchanged(self.guard, self.other)
+            self.spec, self.other = self.other, self.spec
+        try:
+            self.guard_self_test()
+        except NeuronGuardError as error:
+            return str(error)
+        return None
+
+    def guard_admit(self, digest: str, count_from_here: bool) -> str | None:
+        """Run requests again, under the spec with this digest; why not, or None. For when all ranks have exchanged."""
+        if self.refusal != UNCONFIRMED or self.spec.digest != digest:
+            return f"rank {self.rank} has not proved spec {digest}."
+        if count_from_here:
+            self.guard.count_from_here()
+        self.refusal = None
+        return None
 
     def execute_model(self, scheduler_output: Any, *arguments: Any, **named: Any) -> Any:
         """One pass of the engine; EditNotAppliedError unless the guard was last seen to be live."""

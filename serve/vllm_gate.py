@@ -29,6 +29,7 @@ from serve.settings import Settings
 from serve.special_tokens import SpecialTokens
 from serve.status import GuardStatus
 from serve.validation import check_model, refusal
+from serve.vllm_reload import VllmReload
 from serve.vllm_routes import VllmRoutes
 
 SETTINGS_VARIABLE, KEY_VARIABLE = "NEURON_GUARD_SERVE", "NEURON_GUARD_API_KEY"
@@ -50,12 +51,17 @@ class VllmGate:
     def __init__(self, app: ASGIApp, settings: Settings | None = None, status: GuardStatus | None = None) -> None:
         self._app = app
         self._settings = settings or settings_in_environment()
-        self._status = status or GuardStatus(EditSpec.load(self._settings.spec), by_request=False)
-        self._routes = VllmRoutes(app, self._settings, self._status)
+        self._reload = VllmReload(self._settings, lambda: self._under_way)
+        first = status or GuardStatus(EditSpec.load(self._settings.spec), by_request=False)
+        self._routes = VllmRoutes(app, self._settings, first, self._reload)
         self._gate = Gate(self._answer, self._settings.api_key, self._settings.max_body)
         self._special: SpecialTokens | None = None
         self._watch: asyncio.Task[None] | None = None
         self._under_way = 0
+
+    @property
+    def _status(self) -> GuardStatus:
+        return self._routes.status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may pass."""
@@ -124,6 +130,7 @@ class VllmGate:
             raise not_serving(reason)
         if path == "/v1/completions" and not self._settings.completions:
             raise OFF
+        self._reload.check_open()
         if self._under_way >= self._settings.max_waiting:
             raise overloaded(RETRY_AFTER)
         self._status.count("requests")
@@ -140,9 +147,10 @@ class VllmGate:
     async def _keep_testing(self, app: Any) -> None:
         """Ask every worker for its self-test, again and again, until one fails or does not answer."""
         while True:
-            started = time.monotonic()
-            asked = asyncio.ensure_future(app.state.engine_client.collective_rpc("guard_self_test", TIMEOUT))
-            await asyncio.wait({asked}, timeout=TIMEOUT)
+            async with self._reload.testing:
+                started = time.monotonic()
+                asked = asyncio.ensure_future(app.state.engine_client.collective_rpc("guard_self_test", TIMEOUT))
+                await asyncio.wait({asked}, timeout=TIMEOUT)
             # vLLM raises a bare Exception that quotes the worker's
             error = asked.exception() if asked.done() else TimeoutError(f"no answer in {TIMEOUT} seconds.")
             if error is not None:

@@ -1,6 +1,4 @@
-"""The guard's own routes beside vLLM's: /guard, /guard/evidence, /guard/ui, and its metrics after vLLM's.
-
-There is no /guard/reload: a spec is compiled into vLLM's graphs, and cached prefixes were computed under it.
+"""The guard's own routes beside vLLM's: /guard, /guard/evidence, /guard/ui, /guard/reload, its metrics after vLLM's.
 
 The counts are with vLLM's workers, so they are asked for when somebody asks here, and not before: the workers of every
 engine, where data parallelism runs several. vLLM mixes requests in its passes, so its counts are totals: rates of
@@ -16,34 +14,38 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.counts import Tally
 from guard.vllm_counts import merged
-from serve.errors import RequestError
 from serve.metrics import registry_of, render
 from serve.page import evidence_of, page
 from serve.settings import Settings
 from serve.status import GuardStatus
+from serve.vllm_reload import VllmReload
 
 logger = logging.getLogger(__name__)
 TIMEOUT = 10.0  # seconds that the workers may take to say what they counted
 OURS = frozenset({"/guard", "/guard/evidence", "/guard/ui", "/metrics"})
-NO_RELOAD = RequestError(
-    409, "A running vLLM keeps its spec: start the server again to serve another.", code="reload_not_supported"
-)
 
 
 class VllmRoutes:
-    """The routes; `app` is vLLM's application."""
+    """The routes; `app` is vLLM's application. `status` is the guard's in force, which a reload exchanges."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, status: GuardStatus) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, status: GuardStatus, reload: VllmReload) -> None:
         self._app = app
         self._settings = settings
-        self._status = status
-        self._registry = registry_of(lambda: status, settings.name)
+        self._reload = reload
+        self.status = status
+        self._registry = registry_of(lambda: self.status, settings.name)
+        self._late: asyncio.Future[Any] | None = None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer a request for one of `OURS`; False, and nothing done, for any other. RequestError for a reload."""
+        """Answer a request for one of `OURS` or a reload; False, and nothing done, for any other.
+
+        RequestError for a reload after which the old spec serves on, or nothing.
+        """
         path = scope["path"]
         if path == "/guard/reload" and scope["method"] == "POST":
-            raise NO_RELOAD
+            self.status = await self._reload.reload(scope["app"].state.engine_client, self.status)
+            await JSONResponse(self.status.snapshot())(scope, receive, send)
+            return True
         if path not in OURS or scope["method"] != "GET":
             return False
         if path in ("/guard", "/metrics"):
@@ -57,27 +59,29 @@ class VllmRoutes:
             text, headers = page(locked=self._settings.api_key is not None)
             return HTMLResponse(text, headers=headers)
         if path == "/guard/evidence":
-            return JSONResponse(evidence_of(self._status.spec, self._settings.name))
+            return JSONResponse(evidence_of(self.status.spec, self._settings.name))
         if path == "/guard":
-            return JSONResponse(self._status.snapshot())
+            return JSONResponse(self.status.snapshot())
         return await self._metrics(scope, receive)
 
     async def _count(self, app: Any) -> None:
         """Ask the workers; where they do not answer, the last counts stay, and the self-test tells."""
-        if self._status.not_in_force is not None:
+        status = self.status  # what they say belongs to this one, if a reload comes between
+        late = self._late is not None and not self._late.done()
+        if late or status.not_in_force is not None:
             return
         # engine_client.collective_rpc asks them all, but tells what the first of them says
         engines = app.state.engine_client.engine_core
-        asked = asyncio.ensure_future(
-            engines.call_utility_all_async("collective_rpc", "guard_counts", TIMEOUT, (), None)
-        )
+        # no time limit in vLLM: an answer that came after it would be taken for the answer to what is asked next
+        asked = asyncio.ensure_future(engines.call_utility_all_async("collective_rpc", "guard_counts", None, (), None))
         await asyncio.wait({asked}, timeout=TIMEOUT)
+        self._late = asked
         # vLLM raises a bare Exception that quotes the worker's
         if not asked.done() or asked.exception() is not None:
             logger.warning("vLLM's workers did not say what they counted: %s", asked)
             return
-        tally = sum((merged(ranks, self._status.layers) for ranks in asked.result()), Tally.none())
-        self._status.totals = lambda: tally
+        tally = sum((merged(ranks, status.layers) for ranks in asked.result()), Tally.none())
+        status.totals = lambda: tally
 
     async def _metrics(self, scope: Scope, receive: Receive) -> Response:
         """vLLM's metrics, then ours."""

@@ -310,10 +310,3 @@ def test_settings_travel_through_the_environment_without_the_key(monkeypatch: py
     assert "secret" not in environment(there, {})[SETTINGS_VARIABLE]
     assert environment(there, {})[KEY_VARIABLE] == "secret"
     assert settings_in_environment() == there.model_copy(update={"spec": Path("guard.safetensors").resolve()})
-
-
-def test_a_new_spec_for_a_running_vllm_is_refused_with_what_to_do_instead() -> None:
-    behind = Behind()
-    response = behind.post("/guard/reload", None)
-    assert (response.status_code, response.json()["error"]["code"]) == (409, "reload_not_supported")
-    assert "start the server again" in response.json()["error"]["message"]

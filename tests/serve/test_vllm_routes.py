@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from prometheus_client import CollectorRegistry, Gauge, make_asgi_app
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
+from serve import vllm_routes
 from serve.status import GuardStatus
+from serve.vllm_reload import VllmReload
 from serve.vllm_routes import VllmRoutes
 from tests.guard.specs import small_spec
 from tests.serve.served import settings
@@ -33,15 +36,21 @@ class Beside:
         self.status.passed(0.1)
         self.counted: Any = engines or (COUNTED,)
         self.asked: list[str] = []
+        self.silent = False
 
-    async def call_utility_all_async(self, utility: str, method: str, *_: Any) -> Any:
-        assert utility == "collective_rpc"
+    async def call_utility_all_async(self, utility: str, method: str, limit: float | None, *_: Any) -> Any:
+        assert (utility, limit) == ("collective_rpc", None)
         self.asked.append(method)
+        if self.silent:
+            await asyncio.sleep(1000)
         if isinstance(self.counted, Exception):
             raise self.counted
         return self.counted
 
     def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.get_all([path], **headers)[0]
+
+    def get_all(self, paths: Sequence[str], **headers: str) -> list[httpx.Response]:
         vllm = FastAPI()
 
         registry = CollectorRegistry()
@@ -50,17 +59,18 @@ class Beside:
         mounted.path_regex = re.compile("^/metrics(?P<path>.*)$")  # as vLLM does it
         vllm.routes.append(mounted)
 
-        routes = VllmRoutes(vllm, settings(api_key="sesame"), self.status)
+        given = settings(api_key="sesame")
+        routes = VllmRoutes(vllm, given, self.status, VllmReload(given, lambda: 0))
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope["app"] = SimpleNamespace(state=SimpleNamespace(engine_client=SimpleNamespace(engine_core=self)))
             if not await routes.answer(scope, receive, send):
                 await PlainTextResponse("vLLM's", 418)(scope, receive, send)
 
-        async def within() -> httpx.Response:
+        async def within() -> list[httpx.Response]:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-                return await client.get(path, headers=headers)
+                return [await client.get(path, headers=headers) for path in paths]
 
         return asyncio.run(within())
 
@@ -102,6 +112,14 @@ def test_the_last_counts_stay_where_the_workers_do_not_answer(path: str) -> None
     beside.counted = RuntimeError("no worker")
     assert beside.get(path).status_code == 200
     assert beside.status.snapshot()["tokens"] == 50
+
+
+def test_workers_that_have_not_answered_yet_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_routes, "TIMEOUT", 0.01)
+    beside = Beside()
+    beside.silent = True
+    assert [response.status_code for response in beside.get_all(["/guard", "/metrics"])] == [200, 200]
+    assert beside.asked == ["guard_counts"]
 
 
 def test_workers_that_do_not_serve_any_more_are_not_asked() -> None:

@@ -48,6 +48,16 @@ def counts(llm: LLM) -> Any:
     return llm.collective_rpc("guard_counts")
 
 
+def exchange(llm: LLM, config: dict[str, Any]) -> list[Any]:
+    """What the ranks say, step by step, while the spec in `config` takes over from the one that the engine has."""
+    entry = config["neuron_guard"]
+    return [
+        *llm.collective_rpc("guard_prepare", args=(entry,)),
+        *llm.collective_rpc("guard_exchange", args=(entry["digest"],)),
+        *llm.collective_rpc("guard_admit", args=(entry["digest"], True)),
+    ]
+
+
 def drafts(llm: LLM) -> dict[str, int]:
     """How many tokens drafts proposed, and how many of them the model accepted."""
     found = {metric.name: metric for metric in llm.get_metrics()}
@@ -160,6 +170,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "counts": counts,
     "compiled": compiled,
     "drafts": drafts,
+    "exchange": exchange,
     "error_of": error_of,
     "tamper": tamper,
     "fused": fused,

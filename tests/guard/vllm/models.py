@@ -26,6 +26,11 @@ EDITS = (
     LayerEdit(layer=2, neurons=(3, 7, 60), scale=(1.0, -2.0, 1.0), lower=(4.0, -0.5, -3.0), upper=(4.0, 0.5, -3.0)),
     LayerEdit(layer=3, neurons=(0, 11), scale=(0.0, 5.0), lower=(-math.inf, -1.0), upper=(math.inf, math.inf)),
 )
+# As many neurons in the same layers and on the same rank of two, but other ones, held otherwise.
+OTHERS = tuple(
+    edit.model_copy(update={"neurons": tuple(neuron + 5 for neuron in edit.neurons), "scale": edit.scale[::-1]})
+    for edit in EDITS
+)
 
 
 def save_tokenizer(folder: Path) -> None:

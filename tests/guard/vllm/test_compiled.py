@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from guard.spec import Trigger
 from guard.vllm_counts import merged
 from guard.vllm_settings import additional_config
 from tests.guard.vllm import models
@@ -20,11 +21,19 @@ LEAKY_WORKER = "tests.guard.vllm.leaky_worker.LeakyWorker"
 UNGUARDED, LEAKY, COLD, CACHED, WHOLE = "unguarded", "leaky", "in pieces", "in pieces, from disk", "as one graph"
 # Two layers, since compiling takes its time; the trigger in the first.
 EDITS = tuple(edit.model_copy(update={"layer": edit.layer - 2}) for edit in models.EDITS)
+OTHERS = tuple(edit.model_copy(update={"layer": edit.layer - 2}) for edit in models.OTHERS)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.save_model(tmp_path_factory.mktemp("model"), layers=2)
+
+
+def other_trigger(folder: Path) -> Trigger:
+    """Active where the first one is not."""
+    first = models.trigger_of(folder, 0)
+    turned = {"direction": tuple(-entry for entry in first.direction), "threshold": -first.threshold}
+    return first.model_copy(update=turned)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,9 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     models.make_spec(folder, EDITS).save(where / "always.safetensors")
     leaky = additional_config(where / "always.safetensors")  # a trigger's norm would not fit the graph and stop it
     actions = (("generate", models.PROMPTS), ("compiled",))
-    guarded = job(folder, given, *actions, ("self_test",), ("counts",), enforce_eager=False)
+    models.make_spec(folder, OTHERS, other_trigger(folder)).save(where / "other.safetensors")
+    after = ("exchange", additional_config(where / "other.safetensors")), ("generate", models.PROMPTS), ("counts",)
+    guarded = job(folder, given, *actions, ("self_test",), ("counts",), *after, enforce_eager=False)
     jobs = {
         UNGUARDED: job(folder, None, *actions, worker="auto", enforce_eager=False),
         LEAKY: job(folder, None, *actions, worker=LEAKY_WORKER, enforce_eager=False),
@@ -64,10 +75,24 @@ def test_a_compiled_model_generates_what_guarded_transformers_does(
 def test_a_compiled_model_counts_what_transformers_does_and_self_tests_add_none(
     folder: Path, results: dict[str, Any], start: str
 ) -> None:
-    answers, *_, ranks = results[start]["values"]
+    answers, _, _, ranks, *_ = results[start]["values"]
     found = merged(ranks, [edit.layer for edit in EDITS])
     assert found == models.counted(folder, answers, EDITS, models.trigger_of(folder, 0))
     assert 0 < found.active < found.tokens
+
+
+@pytest.mark.parametrize("start", [COLD, CACHED, WHOLE])
+def test_compiled_graphs_follow_a_spec_of_other_neurons_that_takes_over(
+    folder: Path, results: dict[str, Any], start: str
+) -> None:
+    before, *_, said, after, ranks = results[start]["values"]
+    trigger = other_trigger(folder)
+    assert said == [None] * 3
+    assert [one["tokens"] for one in after] != [one["tokens"] for one in before], "the test shows nothing"
+    for of_vllm, of_transformers in zip(after, models.expected(folder, OTHERS, trigger), strict=True):
+        assert of_vllm["tokens"] == of_transformers["tokens"]
+        assert of_vllm["logprobs"] == pytest.approx(of_transformers["logprobs"], abs=2e-3)
+    assert merged(ranks, [edit.layer for edit in OTHERS]) == models.counted(folder, after, OTHERS, trigger)
 
 
 def test_a_graph_compiled_without_the_guard_is_not_loaded_with_it(results: dict[str, Any]) -> None:

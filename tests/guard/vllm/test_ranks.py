@@ -39,7 +39,11 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for cut, (layer, _) in CUTS.items():
         spec = where / f"{cut}.safetensors"
         models.make_spec(folder, trigger=models.trigger_of(folder, layer)).save(spec)
-        actions = (("generate", models.PROMPTS), ("self_test",), ("counts",))
+        models.make_spec(folder, models.OTHERS, models.trigger_of(folder, layer)).save(
+            where / f"other-{cut}.safetensors"
+        )
+        after = ("exchange", additional_config(where / f"other-{cut}.safetensors")), ("generate", models.PROMPTS)
+        actions = (("generate", models.PROMPTS), ("self_test",), ("counts",), *after)
         two: Any = {cut: 2}
         jobs.append(job(folder, additional_config(spec), *actions, **two))
     return dict(zip(CUTS, run(where, jobs, **TWO_CORES, **EAGER), strict=True))
@@ -64,7 +68,17 @@ def test_each_rank_tests_what_it_holds(results: dict[str, Any], cut: str) -> Non
 def test_two_ranks_together_count_what_transformers_does_and_self_tests_add_none(
     folder: Path, results: dict[str, Any], cut: str
 ) -> None:
-    answers, _, ranks = results[cut]["values"]
+    answers, _, ranks, *_ = results[cut]["values"]
     found = merged(ranks, [edit.layer for edit in models.EDITS])
     assert found == models.counted(folder, answers, trigger=models.trigger_of(folder, CUTS[cut][0]))
     assert 0 < found.active < found.tokens
+
+
+@each_cut
+def test_two_ranks_take_another_spec_over_together(folder: Path, results: dict[str, Any], cut: str) -> None:
+    *_, said, after = results[cut]["values"]
+    assert said == [None] * 6
+    right = models.expected(folder, models.OTHERS, models.trigger_of(folder, CUTS[cut][0]))
+    assert [one["tokens"] for one in after] == [one["tokens"] for one in right]
+    for of_vllm, of_transformers in zip(after, right, strict=True):
+        assert of_vllm["logprobs"] == pytest.approx(of_transformers["logprobs"], abs=2e-3)
