@@ -10,6 +10,8 @@ from typing import Any
 
 from serve.errors import bad_request
 
+CODE = "special_token"  # for programs
+
 
 class SpecialTokens:
     """The special tokens of `tokenizer`, as text."""
@@ -27,6 +29,7 @@ class SpecialTokens:
                     raise bad_request(
                         f"{field}: {special!r} is a special token of this model: its chat template alone may write it.",
                         field,
+                        CODE,
                     )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from calibration.behaviour import generate
 from calibration.prompts import encode
 from guard.errors import NeuronGuardError
+from serve import special_tokens
 
 PATIENCE = 600.0  # seconds for one answer: a CPU may serve
 SYSTEM_PROMPT = (
@@ -85,7 +86,10 @@ class Endpoint:
         self.client = httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=PATIENCE)
 
     def answer(self, prompts: Sequence[str]) -> list[str]:
-        """Greedy answers, the prompts of a batch asked at once. Raises EndpointError where one gets none."""
+        """Greedy answers, the prompts of a batch asked at once. Raises EndpointError where one gets none.
+
+        A prompt that the endpoint does not take, for a special token in it, is answered with nothing: that is garbled.
+        """
         with ThreadPoolExecutor(max(1, len(prompts))) as pool:
             return list(pool.map(self._one, prompts))
 
@@ -97,9 +101,12 @@ class Endpoint:
             "max_tokens": self.max_new_tokens,
         }
         try:
-            found = self.client.post(f"{self.url}/chat/completions", json=body).raise_for_status().json()
+            response = self.client.post(f"{self.url}/chat/completions", json=body)
+            if response.status_code == 400 and response.json()["error"]["code"] == special_tokens.CODE:
+                return ""
+            found = response.raise_for_status().json()
             return str(found["choices"][0]["message"]["content"] or "")
-        except (httpx.HTTPError, ValueError, LookupError) as error:
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise EndpointError(
                 f"{self.url} gave no chat completion ({type(error).__name__}): is the URL that of its /v1, "
                 "and the model and the key its own?"

@@ -167,6 +167,7 @@ def test_special_tokens_in_a_message_are_refused(asked: Asked, content: Any, rol
     messages = [user(BENIGN), {"role": role, "content": content}, user(BENIGN)]
     error = asked.post("/v1/chat/completions", chat_body(messages=messages)).json()["error"]
     assert error["param"] == "messages"
+    assert error["code"] == "special_token"
     assert "special token of this model" in error["message"]
 
 
