@@ -151,13 +151,24 @@ class VllmGate:
                 started = time.monotonic()
                 asked = asyncio.ensure_future(app.state.engine_client.collective_rpc("guard_self_test", TIMEOUT))
                 await asyncio.wait({asked}, timeout=TIMEOUT)
-            # vLLM raises a bare Exception that quotes the worker's
-            error = asked.exception() if asked.done() else TimeoutError(f"no answer in {TIMEOUT} seconds.")
-            if error is not None:
-                self._stop(f"the self-test failed: {error}", self_test=True)
+                reason = self._fault(asked)
+            if reason is not None:
+                self._stop(f"the self-test failed: {reason}", self_test=True)
                 return
             self._status.passed(time.monotonic() - started)
             await asyncio.sleep(self._settings.self_test_interval)
+
+    def _fault(self, asked: "asyncio.Future[list[dict[str, object]]]") -> str | None:
+        """What the self-test that was asked for has against the guard."""
+        if not asked.done():
+            return f"no answer in {TIMEOUT} seconds."
+        error = asked.exception()
+        if error is not None:
+            return str(error)  # vLLM raises a bare Exception that quotes the worker's
+        held = {rank["digest"] for rank in asked.result()}
+        if held != {self._status.digest}:
+            return "the workers hold another spec than the one that was in the file when the gate read it."
+        return None
 
     def _watch_ended(self, watch: "asyncio.Task[None]") -> None:
         """Without self-tests nothing is served; what has failed before stays the reason."""

@@ -22,6 +22,7 @@ class Workers:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fails: str | None = None
+        self.holds = small_spec().digest
 
     @property
     def engine_core(self) -> "Workers":
@@ -31,11 +32,11 @@ class Workers:
         added = {7: AddedToken("<|turn|>", special=True), 8: AddedToken("<tool>", special=False)}
         return SimpleNamespace(all_special_tokens=["<end>"], added_tokens_decoder=added)
 
-    async def collective_rpc(self, method: str, _timeout: float) -> list[str]:
+    async def collective_rpc(self, method: str, _timeout: float) -> list[dict[str, str]]:
         self.asked.append(method)
         if self.fails is not None:
             raise RuntimeError(self.fails)
-        return ["fine"]
+        return [{"digest": self.holds}]
 
     async def call_utility_all_async(self, *_: Any) -> list[list[str]]:
         return [[]]

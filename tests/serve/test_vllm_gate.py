@@ -194,6 +194,12 @@ def test_a_self_test_without_an_answer_is_a_failed_one(monkeypatch: pytest.Monke
     assert "no answer" in behind.post("/v1/chat/completions", chat_body()).json()["error"]["message"]
 
 
+def test_workers_that_hold_another_spec_than_the_gate_tells_of_do_not_serve() -> None:
+    behind = Behind()
+    behind.workers.holds = "0" * 64
+    assert "another spec" in behind.post("/v1/chat/completions", chat_body()).json()["error"]["message"]
+
+
 def test_that_serving_has_stopped_and_why_is_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     behind = Behind()
     behind.workers.fails = "layer 2: the guarded module was replaced."
