@@ -159,7 +159,8 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """The tokens of the pass; on a CPU without ending the engine where a seeded prompt is only begun."""
-        if self.device.type != "cpu":
+        # vLLM's second runner draws by seed and position, and has no generators
+        if self.device.type != "cpu" or self.use_v2_model_runner:
             return super().sample_tokens(grammar_output)
         batch = self.model_runner.input_batch
         begun = self.model_runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0]
@@ -204,9 +205,13 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
 
     def _probe(self, uniform_decode: bool) -> Tensor:
         """Logits [tokens, V], or the last norm's output where this rank has no logits, of a pass on made-up tokens."""
+        tokens = PROBE_TOKENS
+        if uniform_decode:  # whole requests: each its token and its drafts
+            drafts = 0 if self.speculative_config is None else self.speculative_config.num_speculative_tokens
+            tokens = min(PROBE_TOKENS, self.scheduler_config.max_num_seqs) * (1 + drafts)
         # without attention, its output would be whatever is in memory
         hidden, _ = self.model_runner._dummy_run(
-            PROBE_TOKENS, force_attention=True, skip_eplb=True, uniform_decode=uniform_decode
+            tokens, force_attention=True, skip_eplb=True, uniform_decode=uniform_decode
         )
         with torch.inference_mode():
             logits = self.get_model().compute_logits(hidden)
