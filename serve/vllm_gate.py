@@ -29,7 +29,7 @@ from serve.settings import Settings
 from serve.special_tokens import SpecialTokens
 from serve.status import GuardStatus
 from serve.validation import check_model, refusal
-from serve.vllm_reload import VllmReload
+from serve.vllm_reload import UnsettledError, VllmReload, ask
 from serve.vllm_routes import VllmRoutes
 
 SETTINGS_VARIABLE, KEY_VARIABLE = "NEURON_GUARD_SERVE", "NEURON_GUARD_API_KEY"
@@ -149,24 +149,20 @@ class VllmGate:
         while True:
             async with self._reload.testing:
                 started = time.monotonic()
-                asked = asyncio.ensure_future(app.state.engine_client.collective_rpc("guard_self_test", TIMEOUT))
-                await asyncio.wait({asked}, timeout=TIMEOUT)
-                reason = self._fault(asked)
+                reason = await self._fault(app.state.engine_client)
             if reason is not None:
                 self._stop(f"the self-test failed: {reason}", self_test=True)
                 return
             self._status.passed(time.monotonic() - started)
             await asyncio.sleep(self._settings.self_test_interval)
 
-    def _fault(self, asked: "asyncio.Future[list[dict[str, object]]]") -> str | None:
-        """What the self-test that was asked for has against the guard."""
-        if not asked.done():
-            return f"no answer in {TIMEOUT} seconds."
-        error = asked.exception()
-        if error is not None:
-            return str(error)  # vLLM raises a bare Exception that quotes the worker's
-        held = {rank["digest"] for rank in asked.result()}
-        if held != {self._status.digest}:
+    async def _fault(self, client: Any) -> str | None:
+        """What the workers' self-test has against the guard; `client` is vLLM's client of its engine."""
+        try:
+            ranks = await ask(client.collective_rpc("guard_self_test", TIMEOUT), TIMEOUT)
+        except UnsettledError as error:
+            return str(error)
+        if {rank["digest"] for rank in ranks} != {self._status.digest}:
             return "the workers hold another spec than the one that was in the file when the gate read it."
         return None
 

@@ -133,12 +133,12 @@ class VllmReload:
 async def _exchange(client: Any, old: str, new: str) -> str | None:
     """Why the spec with digest `old` serves on; None if the one with digest `new` does."""
     # with what nobody waits for any more ended, and the prefix cache emptied
-    await _ask(client.pause_generation(mode="wait", clear_cache=True))
+    await ask(client.pause_generation(mode="wait", clear_cache=True), TIMEOUT)
     reason = await _ask_all(client, "guard_exchange", new)
     if reason:
         await _settle(client, "guard_exchange", old)
     await _settle(client, "guard_admit", old if reason else new, not reason)
-    await _ask(client.resume_generation())
+    await ask(client.resume_generation(), TIMEOUT)
     return reason
 
 
@@ -150,16 +150,16 @@ async def _settle(client: Any, method: str, *arguments: object) -> None:
 
 async def _ask_all(client: Any, method: str, *arguments: object) -> str | None:
     """What the first rank that has something against it says."""
-    said = await _ask(client.collective_rpc(method, TIMEOUT, arguments))
+    said = await ask(client.collective_rpc(method, TIMEOUT, arguments), TIMEOUT)
     return next((reason for reason in said if reason), None)
 
 
-async def _ask(asked: Awaitable[Answer]) -> Answer:
-    """The answer; UnsettledError where there is none."""
+async def ask(asked: Awaitable[Answer], seconds: float) -> Answer:
+    """What vLLM's engine answers; UnsettledError where that is an error, or nothing within `seconds`."""
     task = asyncio.ensure_future(asked)
-    await asyncio.wait({task}, timeout=TIMEOUT)
+    await asyncio.wait({task}, timeout=seconds)
     # vLLM raises a bare Exception that quotes the worker's
-    error = task.exception() if task.done() else TimeoutError(f"no answer in {TIMEOUT} seconds.")
+    error = task.exception() if task.done() else TimeoutError(f"no answer in {seconds} seconds.")
     if error is not None:
         raise UnsettledError(str(error)) from error
     return task.result()
