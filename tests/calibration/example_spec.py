@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 REFUTATIONS = (
     "harmful compliance went from 96.9% to 95.3%, not a fall of more than 30% at p < 0.01 (p = 1)",
-    "it does no better than the strongest random gate at p < 0.01 (p = 0.62)",
+    "it does no better than the strongest random set of neurons at p < 0.01 (p = 0.62)",
 )
 
 
