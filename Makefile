@@ -1,4 +1,4 @@
-# make demo   calibrate the embedded model, switch its guard off and on, print the table
+# make demo   calibrate the embedded model, switch its guard off and on, print what came of it in five lines
 # make test   ruff, mypy and every test
 # make check  ruff and mypy alone
 # make families  run what is shown for every model family, and write the README's table of it

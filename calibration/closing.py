@@ -41,10 +41,10 @@ def cost(held_out: HeldOut) -> str:
     what is left of the probability of such a token, as a geometric mean.
     """
     both, lost = held_out.benign_refusal, -math.expm1(-max(0.0, held_out.benign_kl.value))
-    words = "less than 0.1%" if lost < 0.0005 else share(lost)
+    words = "< 0.1%" if lost < 0.0005 else share(lost)
     return (
         f"Cost: harmless requests refused {share(both.off.value)} → {share(both.on.value)} ({between(both.on)}), "
-        f"{both.on.n:,} asked; usual words {words} less likely"
+        f"{both.on.n:,} asked; usual words {words} rarer"
     )
 
 
@@ -53,7 +53,7 @@ def verdict(spec: EditSpec) -> str:
     found = spec.evidence.verdict
     if found.outcome == "effective":
         return "Verdict: effective. It passed every test, on requests that were not used to find it."
-    more = f" (the first of {len(found.reasons)} reasons)" if len(found.reasons) > 1 else ""
+    more = f" (1 of {len(found.reasons)} reasons)" if len(found.reasons) > 1 else ""
     opening = "Verdict: refuted, "
     return f"{opening}{fitted(found.reasons[0], WIDTH - len(opening) - len(more))}{more}"
 

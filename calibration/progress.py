@@ -63,7 +63,7 @@ def _lines() -> Iterator[StageBars]:
 
     thread = Thread(target=beat, name="progress", daemon=True)
     others = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     thread.start()
     try:
         yield lines.stage
@@ -71,7 +71,7 @@ def _lines() -> Iterator[StageBars]:
         ended.set()
         thread.join()
         if others:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _to_stderr(line: str) -> None:
@@ -95,9 +95,9 @@ class Running:
         if self.total is None:
             return f"running for {minutes(taken)}"
         counted = f"{self.done} of {self.total}"
-        if not self.done:
+        if not 0 < self.done < self.total:
             return f"{counted}, running for {minutes(taken)}"
-        return f"{counted}, about {minutes(taken * max(0, self.total - self.done) / self.done)} left"
+        return f"{counted}, about {minutes(taken * (self.total - self.done) / self.done)} left"
 
 
 class StageLines:

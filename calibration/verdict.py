@@ -239,7 +239,7 @@ def judge_held_out(
         )
     if against_random >= SIGNIFICANCE:
         reasons.append(
-            f"it does no better than the strongest random set of neurons at p < {SIGNIFICANCE} (p = {against_random:.2g})"
+            f"it does no better than the strongest random neurons at p < {SIGNIFICANCE} (p = {against_random:.2g})"
         )
     if refusal.on.value > refusal.off.value + budget.refusal:
         reasons.append(
