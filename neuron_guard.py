@@ -170,17 +170,21 @@ def calibrate(
     show_text: Annotated[
         bool, typer.Option("--show-text", help="Show prompts and answers in the report; they are redacted otherwise.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print the tables of the evidence, as inspect does.")
+    ] = False,
 ) -> None:
     """Find a gate on MODEL, write it with its evidence, and say whether it works.
 
     Exits with 0 if the verdict is effective, 1 if it is refuted (the spec is written all the same), 2 on an error.
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command resumes.
     """
+    from calibration.closing import closing
     from calibration.launch import launched
     from calibration.options import CalibrationOptions
     from calibration.pipeline import calibrate as run
     from calibration.processes import is_first
-    from calibration.summary import result
+    from calibration.summary import summary
 
     options = CalibrationOptions(
         model=model,
@@ -205,7 +209,6 @@ def calibrate(
         analyses=analyses,
         show_text=show_text,
     )
-    console = Console()
     try:
         with launched(processes):
             spec, speaks = run(options), is_first()
@@ -214,9 +217,9 @@ def calibrate(
         raise typer.Exit(INTERRUPTED) from None
     if not speaks:
         return
-    console.print(*result(spec), sep="\n")
-    written = " and ".join(str(path) for path in (output, report) if path)
-    console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+    if verbose:
+        Console().print(summary(spec))
+    typer.echo("\n".join(closing(spec, options)))
     if spec.evidence.verdict.outcome != "effective":
         raise typer.Exit(REFUTED)
 

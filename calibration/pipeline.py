@@ -6,25 +6,22 @@ output and taken up again after an interruption; the spec is written last and wh
 
 import platform
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calibration.analyses.registry import analyse, chosen
 from calibration.analyses.subject import Subject
 from calibration.bounds import Budget
 from calibration.checkpoint import Checkpoint, compute_anew
-from calibration.findings import Advance, Findings, Settings, StageBars, find
+from calibration.findings import Findings, Settings, find
 from calibration.launch import in_step
 from calibration.material import Answers, Encoder, Sources, pair_up, prepare_material
 from calibration.models import load_model, weights_digest
 from calibration.options import CalibrationOptions
 from calibration.processes import Shared, is_first
+from calibration.progress import shown_progress
 from calibration.prompts import load_jailbreaks, load_requests, require_disjoint
 from calibration.report import AnswerPair, write_report
 from calibration.selection import SelectionSettings
@@ -169,20 +166,3 @@ def _shelf(limit: float | None, folder: Path) -> Shelf:
 
 def _work_folder(output: Path) -> Path:
     return output.with_name(output.name + ".work")
-
-
-@contextmanager
-def shown_progress() -> Iterator[StageBars]:
-    """Progress bars on stderr, one a stage, pulsing where the total is not known."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True, quiet=not is_first()), transient=True) as progress:
-
-        @contextmanager
-        def stage(title: str, total: int | None) -> Iterator[Advance]:
-            task = progress.add_task(title, total=total)
-            try:
-                yield lambda step: progress.advance(task, step)
-            finally:
-                progress.remove_task(task)
-
-        yield stage

@@ -14,10 +14,12 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from calibration.analyses.registry import sections
+from calibration.display import sentence
 from calibration.page import template, write_page
 from calibration.plot_parts import plotly_script
 from calibration.plots import draw
 from calibration.redaction import Shown, quotes, redacted
+from calibration.summary import benign_actions
 from calibration.verdict import RANDOM_GATES, SIGNIFICANCE
 from guard.errors import NeuronGuardError
 from guard.spec import EditSpec, OffOn
@@ -99,6 +101,7 @@ def render_report(spec: EditSpec, examples: Sequence[AnswerPair], *, model_name:
             ("Benign KL, whole answer, nats", held_out.benign_kl),
             ("Benign KL, first token, nats", held_out.benign_first_token_kl),
         ),
+        actions=[(sentence(name).rstrip("."), rate) for name, rate in benign_actions(held_out.benign_rates)],
         examples=[_as_shown(pair, show_text) for pair in examples],
         show_text=show_text,
         model_name=model_name,

@@ -1,6 +1,7 @@
 """A spec as tables for a terminal: what it edits, how strong the evidence is, and the verdict.
 
-`neuron-guard calibrate` ends with it and `neuron-guard inspect` consists of it, so both say the same of the same spec.
+`neuron-guard inspect` consists of it and `neuron-guard calibrate --verbose` prints it, so both say the same of the same
+spec.
 """
 
 import math

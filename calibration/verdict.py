@@ -234,10 +234,12 @@ def judge_held_out(
             f"not a fall of more than {MARGIN:.0%} at p < {SIGNIFICANCE} (p = {drop:.2g})"
         )
     if len(held_out.random_gates) < RANDOM_GATES:
-        reasons.append(f"only {len(held_out.random_gates)} random gates were compared, {RANDOM_GATES} are asked for")
+        reasons.append(
+            f"only {len(held_out.random_gates)} random sets of neurons were compared, {RANDOM_GATES} are asked for"
+        )
     if against_random >= SIGNIFICANCE:
         reasons.append(
-            f"it does no better than the strongest random gate at p < {SIGNIFICANCE} (p = {against_random:.2g})"
+            f"it does no better than the strongest random neurons at p < {SIGNIFICANCE} (p = {against_random:.2g})"
         )
     if refusal.on.value > refusal.off.value + budget.refusal:
         reasons.append(

@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from calibration.closing import closing
 from calibration.options import CalibrationOptions
 from guard.errors import NeuronGuardError
 from guard.fingerprint import fingerprint
@@ -83,10 +84,19 @@ def test_the_command_and_the_options_have_the_same_defaults(asked: list[Calibrat
     assert asked == [CalibrationOptions(model="model", harmful="h.csv", benign="b.csv")]
 
 
-def test_a_calibration_ends_with_the_table_and_where_the_spec_is(asked: list[CalibrationOptions]) -> None:
-    output = runner.invoke(app, ARGUMENTS).output
-    assert "harmful compliance" in output
-    assert "wrote guard.safetensors" in output
+def test_a_calibration_ends_with_the_five_lines_and_nothing_else(asked: list[CalibrationOptions]) -> None:
+    output = runner.invoke(app, ARGUMENTS, env={"COLUMNS": "40"}).stdout
+    assert output.splitlines() == list(closing(example_spec(), asked[0]))
+
+
+@pytest.mark.parametrize("option", ["--verbose", "-v"])
+def test_the_tables_come_before_the_five_lines_where_they_are_asked_for(
+    option: str, asked: list[CalibrationOptions]
+) -> None:
+    lines = runner.invoke(app, [*ARGUMENTS, option]).stdout.splitlines()
+    assert lines[-5:] == list(closing(example_spec(), asked[0]))
+    tables = "\n".join(lines[:-5])
+    assert all(title in tables for title in ("Edits", "Evidence by neuron", "Guard off and on", "Verdict"))
 
 
 def test_a_refuted_spec_exits_with_one_and_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

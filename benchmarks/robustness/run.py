@@ -26,7 +26,7 @@ from benchmarks.safety.prompt_sets import digest_of_all
 from benchmarks.safety.report import Clock, Run, command_line, versions
 from calibration.checkpoint import Checkpoint
 from calibration.findings import StageBars
-from calibration.pipeline import shown_progress
+from calibration.progress import shown_progress
 from guard.errors import NeuronGuardError
 
 NO_SUFFIXES = (

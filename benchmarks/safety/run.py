@@ -28,7 +28,7 @@ from benchmarks.safety.record import Record
 from benchmarks.safety.report import Clock, Report, Run, command_line, setting_of, versions
 from benchmarks.safety.subject import read_subject
 from calibration.checkpoint import Checkpoint
-from calibration.pipeline import shown_progress
+from calibration.progress import shown_progress
 from guard import files
 from guard.errors import NeuronGuardError
 

@@ -47,7 +47,7 @@ def trace(
     from rich.console import Console
 
     from calibration.models import load_model
-    from calibration.pipeline import shown_progress
+    from calibration.progress import shown_progress
     from calibration.trace.breaks import read_breaks
     from calibration.trace.measure import Question
     from calibration.trace.measure import trace as measured

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from calibration import report
+from calibration.display import estimate
 from calibration.report import AnswerPair, ReportError, render_report, write_report
 from guard.errors import NeuronGuardError
-from tests.calibration.example_spec import REFUTATIONS, SHAPES, example_spec
+from guard.spec import BenignRates, Estimate, LayerClips
+from tests.calibration.example_spec import REFUTATIONS, SHAPES, example_spec, with_rates
 
 HEADINGS = [
     "How the verdict was reached", "Effect by layer", "Attention against MLP", "At which tokens", "Neurons",
@@ -120,6 +122,27 @@ class TestContents:
         spec = example_spec(neurons=500)
         text = page(spec=spec)
         assert all(f"<tr><td>{e.layer}</td><td>{neuron}</td>" in text for e in spec.layers for neuron in e.neurons)
+
+    def test_how_often_the_guard_acts_on_benign_requests_is_in_the_first_table_where_it_was_recorded(self) -> None:
+        spec = example_spec()
+        often = Estimate(value=0.25, low=0.18, high=0.33, n=128)
+        clips = tuple(LayerClips(layer=edit.layer, share=often) for edit in spec.layers)
+        text = Page(page(spec=with_rates(spec, BenignRates(triggered=often, clips=clips)))).text
+        for name in (
+            "Benign requests that trigger",
+            "Benign values changed, layer 4",
+            "Benign values changed, layer 5",
+        ):
+            assert name in text
+        assert text.count("25.0% (18.0% to 33.0%)") == 3
+        assert "Benign values changed" not in Page(page(spec=spec)).text
+
+    def test_every_neuron_has_its_effects_in_a_table_however_many_are_drawn(self) -> None:
+        spec = example_spec(neurons=60)
+        text = page(spec=spec)
+        for neuron in spec.evidence.neurons:
+            cells = (neuron.layer, neuron.neuron, estimate(neuron.first_in), estimate(neuron.last_in))
+            assert "".join(f"<td>{cell}</td>" for cell in cells) in text
 
     def test_the_trigger_is_told_with_its_guarantee_and_its_absence_too(self) -> None:
         assert "At most 1.0% of benign requests exchangeable with the 128" in page()

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from calibration.display import probability
 from calibration.summary import NEURONS_SHOWN, edit_kinds, held_out_table, result, summary
-from guard.spec import BenignRates, EditSpec, Estimate, LayerClips, LayerEdit
-from tests.calibration.example_spec import REFUTATIONS, example_spec
+from guard.spec import BenignRates, Estimate, LayerClips, LayerEdit
+from tests.calibration.example_spec import REFUTATIONS, example_spec, with_rates
 
 
 def shown(renderable: Any, width: int = 200) -> str:
@@ -105,8 +105,3 @@ def test_how_often_the_guard_acts_on_benign_requests_is_told_where_it_was_record
         assert f"benign values changed, layer {edit.layer}" in text
     assert text.count("25.0% (18.0% to 33.0%)") == len(spec.layers)
     assert "benign values changed" not in shown(held_out_table(spec))
-
-
-def with_rates(spec: EditSpec, rates: BenignRates) -> EditSpec:
-    held_out = spec.evidence.held_out.model_copy(update={"benign_rates": rates})
-    return spec.model_copy(update={"evidence": spec.evidence.model_copy(update={"held_out": held_out})})

@@ -74,9 +74,9 @@ def test_a_gate_at_every_limit_but_beyond_none_is_effective() -> None:
     ("changed", "reason"),
     [
         ({"drop": SIGNIFICANCE}, "not a fall of more than 30%"),
-        ({"against_random": SIGNIFICANCE}, "no better than the strongest random gate"),
-        ({"random_gates": (0.9,) * (RANDOM_GATES - 1)}, "only 19 random gates"),
-        ({"random_gates": ()}, "only 0 random gates"),
+        ({"against_random": SIGNIFICANCE}, "no better than the strongest random neurons"),
+        ({"random_gates": (0.9,) * (RANDOM_GATES - 1)}, "only 19 random sets of neurons"),
+        ({"random_gates": ()}, "only 0 random sets of neurons"),
         ({"benign_refusal": off_on(0.10, 0.12 + ABOVE)}, "benign refusal rose"),
         ({"benign_kl": rate(0.01 + ABOVE)}, "benign KL is"),
         ({"benign_first_token_kl": rate(0.01 + ABOVE)}, "benign first-token KL is"),
@@ -263,7 +263,7 @@ def test_an_empty_gate_is_refuted() -> None:
 
 def test_a_gate_no_better_than_the_strongest_of_the_random_ones_is_refuted() -> None:
     found = examine(exam(), TRUE_GATE, None, [OTHER, TRUE_GATE, OTHER], seed=0)
-    assert any("strongest random gate" in reason for reason in found.verdict.reasons)
+    assert any("strongest random neurons" in reason for reason in found.verdict.reasons)
 
 
 def test_a_gate_that_breaks_the_answers_is_refuted_and_its_outputs_are_not_refusals() -> None:
