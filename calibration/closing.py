@@ -44,7 +44,7 @@ def cost(held_out: HeldOut) -> str:
     words = "< 0.1%" if lost < 0.0005 else share(lost)
     return (
         f"Cost: harmless requests refused {share(both.off.value)} → {share(both.on.value)} ({between(both.on)}), "
-        f"{both.on.n:,} asked; answer words {words} less likely"
+        f"{both.on.n:,} asked; wording shifts {words}"
     )
 
 

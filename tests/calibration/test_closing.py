@@ -57,7 +57,7 @@ def test_the_second_says_what_it_costs_with_the_kl_as_what_becomes_of_the_usual_
     both = OffOn(off=whole(0.0, 0.0, 0.031, 120), on=whole(0.008, 0.001, 0.046, 120))
     spec = with_held_out(example_spec(), benign_refusal=both, benign_kl=whole(kl, kl, kl, 120))
     assert closing(spec, DEMO)[1] == (
-        f"Cost: harmless requests refused 0% → 0.8% (0.1 to 4.6%), 120 asked; answer words {words} less likely"
+        f"Cost: harmless requests refused 0% → 0.8% (0.1 to 4.6%), 120 asked; wording shifts {words}"
     )
 
 
