@@ -90,7 +90,7 @@ class _Copier:
         for source in (*self._sources, self._control.fileno()):
             os.set_blocking(source, False)
             self._selector.register(source, selectors.EVENT_READ)
-        self._write(1, "vLLM is starting; what it writes is shown once it answers\n")
+        self._write(1, "vLLM is starting, which takes a minute or more; what it writes is shown once it answers\n")
         started = last = time.monotonic()
         while self._sources:
             ready = self._selector.select(None if self._settled else max(0.0, last + PROGRESS - time.monotonic()))
@@ -101,7 +101,7 @@ class _Copier:
                     self._listen()
             if not self._settled and time.monotonic() >= last + PROGRESS:
                 last = time.monotonic()
-                self._write(1, f"vLLM is starting, {last - started:.0f} s so far: {self._last_line()}\n")
+                self._write(1, f"{last - started:.0f} s: {self._last_line()}\n")
         if not self._settled:
             self._fail(KILLED)
 
@@ -171,8 +171,8 @@ class _Copier:
         )
 
     def _last_line(self) -> str:
-        lines = [line.strip() for _, line in messages(self._text()[-CHUNK:]) if line.strip()]
-        return lines[-1][:SHOWN] if lines else "nothing written yet"
+        lines = [line.strip() for process, line in messages(self._text()[-CHUNK:]) if process and line.strip()]
+        return lines[-1][:SHOWN] if lines else "vLLM is being imported"
 
     def _write(self, target: int, text: str | bytes) -> None:
         """Write all of it, or, where nobody reads any more, nothing from now on: vLLM must not wait for that."""

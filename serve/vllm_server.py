@@ -31,8 +31,11 @@ class Starting:
         elif isinstance(error, KeyboardInterrupt):
             held.stopped()
         else:
-            traceback.print_exception(error)  # for the file
-            own = None if isinstance(error, SystemExit) else "".join(traceback.format_exception_only(error))
+            if isinstance(error, SystemExit):  # a number where what is wrong has been written already
+                own = error.code if isinstance(error.code, str) else None
+            else:
+                traceback.print_exception(error)  # for the file
+                own = "".join(traceback.format_exception_only(error))
             held.failed(own)
             raise SystemExit(DOES_NOT_START) from error
 
