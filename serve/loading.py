@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,6 +12,9 @@ from serve.errors import StartError
 from serve.guarded import GuardedModel
 from serve.settings import Settings
 from serve.signing import require_signature
+
+# what transformers raises for folders that hold no model, or one that it cannot run
+CANNOT_LOAD = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError)
 
 
 def load_guarded(settings: Settings) -> GuardedModel:
@@ -53,7 +57,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=precision or "auto")
-    except (OSError, ValueError, KeyError) as error:
+    except CANNOT_LOAD as error:
         reason = str(error).strip().partition("\n")[0]
         raise StartError(f"{name!r} cannot be loaded as a causal language model: {reason}") from error
     nn.Module.to(model, place)

@@ -6,6 +6,7 @@ whether the guard can be installed, whether it acts.
 
 import importlib.util
 import socket
+from pathlib import Path
 
 import typer
 import uvicorn
@@ -25,8 +26,9 @@ def serve(settings: Settings) -> None:
     has_vllm = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not has_vllm:
         raise StartError("vLLM is not installed: install it, or use --engine hf.")
+    _check_folder(settings.model)
     if settings.engine == "vllm" or (settings.engine == "auto" and has_vllm):
-        launch(settings)
+        launch(settings.model_copy(update={"port": _free_port(settings)}))
     if settings.engine_arguments:
         raise StartError(f"{' '.join(settings.engine_arguments)}: the embedded engine takes no further options.")
     # stderr is for whoever runs the server: one line if it does not start
@@ -53,6 +55,18 @@ def address_of(listener: socket.socket) -> str:
     """The URL that a bound socket answers at."""
     host, port, *_ = listener.getsockname()
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def _check_folder(model: str) -> None:
+    """StartError for a path at which there is nothing; anything else may be a hub name."""
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
+        raise StartError(f"there is no model folder {model}.")
+
+
+def _free_port(settings: Settings) -> int:
+    """The port for vLLM, which binds it itself; StartError if it is in use, before vLLM is loaded for nothing."""
+    with bound_socket(settings.host, settings.port) as listener:
+        return int(listener.getsockname()[1])
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

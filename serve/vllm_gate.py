@@ -29,6 +29,7 @@ from serve.settings import Settings
 from serve.special_tokens import SpecialTokens
 from serve.status import GuardStatus
 from serve.validation import check_model, refusal
+from serve.vllm_output import HeldOutput
 from serve.vllm_reload import UnsettledError, VllmReload, ask
 from serve.vllm_routes import VllmRoutes
 
@@ -71,7 +72,7 @@ class VllmGate:
         if scope["type"] == "http":
             await self._gate(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._announcing(send))
             self._watch.cancel()
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
@@ -134,6 +135,15 @@ class VllmGate:
         if self._under_way >= self._settings.max_waiting:
             raise overloaded(RETRY_AFTER)
         self._status.count("requests")
+
+    def _announcing(self, send: Send) -> Send:
+        async def with_announcement(message: Message) -> None:
+            await send(message)
+            held = HeldOutput.of_this_process()
+            if held is not None and message["type"] == "lifespan.startup.complete":
+                held.answers(f"{self._settings.name}, guarded by {self._status.fingerprint}, is served by vLLM")
+
+        return with_announcement
 
     def _signed(self, send: Send) -> Send:
         async def with_fingerprint(message: Message) -> None:

@@ -17,9 +17,13 @@ from serve.settings import Settings
 from serve.signing import require_signature
 from serve.vllm_gate import KEY_VARIABLE, SETTINGS_VARIABLE
 
-MODULE = "vllm.entrypoints.openai.api_server"
+MODULE = "serve.vllm_server"
 # set here and nowhere else, or the server would not be guarded
 OURS = ("--model", "--worker-cls", "--additional-config", "--served-model-name", "--api-key", "--host", "--port")
+# how much memory vLLM takes
+MEMORY = ("--kv-cache-memory-bytes", "--gpu-memory-utilization")
+# from 0.33 on another HTTP server than Python's, before which no gate stands
+NOT_GUARDED = ("VLLM_USE_RUST_FRONTEND", "VLLM_RUST_FRONTEND_PATH")
 
 
 def launch(settings: Settings) -> NoReturn:
@@ -65,11 +69,24 @@ def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, s
     ours = {SETTINGS_VARIABLE: shown.model_dump_json()}
     if key is not None:
         ours[KEY_VARIABLE] = key.get_secret_value()
-    return {**inherited, "VLLM_NO_USAGE_STATS": "1", **ours}
+    passed = {name: value for name, value in inherited.items() if name not in NOT_GUARDED}
+    return {**_cache_on_a_cpu(settings.engine_arguments), **passed, "VLLM_NO_USAGE_STATS": "1", **ours}
+
+
+def _cache_on_a_cpu(arguments: Sequence[str]) -> dict[str, str]:
+    """Room for keys and values on a CPU, where vLLM else asks for most of the memory, unless `arguments` say so."""
+    if any(_name(argument) in MEMORY for argument in arguments):
+        return {}  # the variable would win over the option
+    return {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
 
 
 def _check_not_ours(arguments: Sequence[str]) -> None:
     for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
+        name = _name(argument)
         if name in OURS:
             raise StartError(f"{name} is set by neuron-guard serve: use its own option.")
+
+
+def _name(argument: str) -> str:
+    """The option that an argument names, as vLLM reads it."""
+    return argument.partition("=")[0].replace("_", "-")

@@ -1,5 +1,7 @@
 """A server that must not start says why in one line and exits with 2; one that may, serves."""
 
+import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,8 @@ def test_another_tokenizer_or_chat_template(started: list[Any], tmp_path: Path, 
 
 
 def test_no_model(started: list[Any], tmp_path: Path) -> None:
-    assert "cannot be loaded" in refused(tmp_path, organism_spec(), model=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert "cannot be loaded" in refused(tmp_path, organism_spec(), model=str(tmp_path / "empty"))
     assert not started
 
 
@@ -152,3 +155,31 @@ def test_options_that_the_embedded_engine_does_not_have(started: list[Any], tmp_
 def test_the_api_key_does_not_show_in_the_settings() -> None:
     settings = Settings(model="m", spec=Path("s"), api_key=SecretStr("secret"))
     assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
+def test_a_model_folder_that_is_not_there_is_found_at_once(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert "there is no model folder" in refused(
+        tmp_path, organism_spec(), "--engine", engine, model=str(tmp_path / "nowhere")
+    )
+
+
+def test_weights_that_are_cut_off(started: list[Any], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ORGANISM, model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot be loaded as a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
+    assert not started
+
+
+def test_an_architecture_that_transformers_does_not_know(started: list[Any], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ORGANISM, model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}), encoding="utf-8")
+    assert "cannot be loaded as a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
+    assert not started

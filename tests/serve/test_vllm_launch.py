@@ -1,6 +1,10 @@
 """vLLM's command line: the guard's part of it is there, last, and cannot be taken away."""
 
+import importlib.util
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,9 @@ from neuron_guard import app
 from serve.errors import StartError
 from serve.settings import Settings
 from serve.signing import make_keys, require_signature, sign
-from serve.vllm_launch import command, launch
+from serve.vllm_launch import command, environment, launch
 from tests.guard.specs import REFUTED, evidence_with, small_spec
+from tests.serve.served import ORGANISM
 
 runner = CliRunner()
 
@@ -46,7 +51,7 @@ def option(line: list[str], name: str) -> str:
 
 def test_the_guard_is_on_vllms_line(spec: Path) -> None:
     line = command(Settings(model="folder", spec=spec, port=1234, served_model_name="name"))
-    assert line[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert line[:3] == [sys.executable, "-m", "serve.vllm_server"]
     assert option(line, "--worker-cls") == "guard.vllm_worker.GuardedWorker"
     assert option(line, "--middleware") == "serve.vllm_gate.VllmGate"
     guard = json.loads(option(line, "--additional-config"))["neuron_guard"]
@@ -74,7 +79,7 @@ def test_the_class_that_vllm_is_to_load_is_there() -> None:
 
 
 def test_the_command_becomes_vllm(spec: Path, executed: list[tuple[Any, ...]]) -> None:
-    arguments = ["serve", "folder", "--spec", str(spec), "--engine", "vllm", "--api-key", "secret"]
+    arguments = ["serve", "folder", "--spec", str(spec), "--engine", "vllm", "--port", "0", "--api-key", "secret"]
     outcome = runner.invoke(app, [*arguments, "--", "--enforce-eager"])
     assert outcome.exit_code == 0, outcome.output
     ((program, line, environment),) = executed
@@ -91,6 +96,47 @@ def test_a_refuted_spec_never_gets_there(tmp_path: Path, executed: list[tuple[An
     assert (outcome.exit_code, executed) == (2, [])
     assert outcome.stderr.count("\n") == 1
     assert "failed its held-out test" in outcome.stderr
+
+
+def test_a_port_in_use_is_found_before_vllm_is_loaded(spec: Path, executed: list[tuple[Any, ...]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        outcome = runner.invoke(app, ["serve", "folder", "--spec", str(spec), "--engine", "vllm", "--port", port])
+    assert (outcome.exit_code, executed) == (2, [])
+    assert "cannot be used" in outcome.stderr
+
+
+def test_a_newcomer_on_a_cpu_need_not_divide_the_memory_and_an_operator_may(spec: Path) -> None:
+    def cache(*more: str, **inherited: str) -> str | None:
+        settings = Settings(model="folder", spec=spec, engine_arguments=more)
+        return environment(settings, inherited).get("VLLM_CPU_KVCACHE_SPACE")
+
+    assert cache() == "1"
+    assert cache(VLLM_CPU_KVCACHE_SPACE="7") == "7"
+    assert cache("--kv_cache_memory_bytes=1") is None
+    assert cache("--gpu-memory-utilization", "0.5") is None
+
+
+def test_a_server_that_is_not_pythons_cannot_be_asked_for(spec: Path) -> None:
+    inherited = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": "auto", "HOME": "kept"}
+    passed = environment(Settings(model="folder", spec=spec), inherited)
+    assert set(passed) & set(inherited) == {"HOME"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_what_vllms_worker_finds_wrong_is_one_line(spec: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "neuron_guard", "serve", str(ORGANISM), "--spec", str(spec), "--engine", "vllm"]
+    outcome = subprocess.run(
+        [*command, "--port", "0", "--", "--enforce-eager"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=ORGANISM.parents[3],
+    )
+    assert outcome.returncode == 2
+    assert outcome.stderr.count("\n") == 1, outcome.stderr
+    assert outcome.stderr.startswith("error: vLLM did not start: the spec was made on another model"), outcome.stderr
 
 
 def test_without_vllm_it_is_refused(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
