@@ -27,6 +27,7 @@ from benchmarks.generate_models import FAMILIES, Size, edits, make_model, static
 from benchmarks.generate_report import GenerateReport, Speed, table_of
 from benchmarks.machine import choose_device, data_type, describe
 from benchmarks.op_page import write_page
+from calibration.layer_calls import cache_name
 from guard.errors import EditNotAppliedError
 from guard.hf import install_edits
 from guard.spec import Estimate, Trigger
@@ -129,11 +130,12 @@ def generation(model: PreTrainedModel, mode: Mode, size: Size) -> Generate:
     if mode == "eager":
         return lambda **options: speak(prompt, **more, **options)
     cache = static_cache(model, size)
+    more[cache_name(model)] = cache
     model.forward = torch.compile(model.forward)
 
     def generate(**options: Any) -> Any:
         cache.reset()  # type: ignore[no-untyped-call]
-        return speak(prompt, past_key_values=cache, **more, **options)
+        return speak(prompt, **more, **options)
 
     return generate
 

@@ -8,7 +8,8 @@ to it.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -27,6 +28,8 @@ REFUSAL_MARKERS = (
 MARKER_WINDOW = 120
 REPEATS = 4
 EXCESS_NATS = math.log(10.0)
+
+ForPrompts = Callable[[int], AbstractContextManager[object]]
 
 
 class Behaviour(StrEnum):
@@ -98,10 +101,12 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
+    within: ForPrompts = nullcontext,
 ) -> Continuations:
     """Greedy continuations of templated prompts, with whatever is installed on the model now.
 
-    Prompts are sorted by length, so that batches are padded little, and come back in their own order.
+    Prompts are sorted by length, so that batches are padded little, and come back in their own order. Each batch is
+    generated in a block `within(width)`, its prompts being padded on the left to `width` tokens.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     device = next(model.parameters()).device
@@ -112,14 +117,16 @@ def generate(
         width = max(len(prompts[index]) for index in chunk)
         rows = [[pad] * (width - len(prompts[index])) + list(prompts[index]) for index in chunk]
         mask = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in chunk]
-        produced = model.generate(  # type: ignore[operator]
-            input_ids=torch.tensor(rows, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-        )[:, width:]  # [rows, new]
+        with within(width):
+            produced = model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=pad,
+                disable_compile=True,  # compiled code ignores hooks that come or go
+            )[:, width:]  # [rows, new]
         stops = [
             next((place for place, token in enumerate(row) if token in ends), len(row)) for row in produced.tolist()
         ]

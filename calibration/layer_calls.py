@@ -14,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
+
+from guard.errors import EditNotAppliedError, UnsupportedModelError
 
 STREAM = "hidden_states"
+# What forward passes call the keys and values of earlier tokens: it depends on the family and on transformers' version.
+CACHES = ("cache", "past_key_values", "layer_past")
 
 Change = Callable[[Tensor], Tensor | None]
 
@@ -30,6 +35,33 @@ def split_call(
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= arguments.pop(name, {})
     return arguments.pop(STREAM), arguments
+
+
+def cache_name(module: nn.Module) -> str:
+    """What the forward pass of a model or of a decoder layer calls its cache; UnsupportedModelError if it has none."""
+    parameters = inspect.signature(module.forward).parameters
+    found = next((name for name in CACHES if name in parameters), None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no argument for earlier tokens by a known name ({', '.join(CACHES)}): "
+            "use a version of transformers that pyproject.toml allows."
+        )
+    return found
+
+
+def tokens_before(layer: nn.Module, arguments: Mapping[str, Any]) -> int:
+    """How many tokens came before those that enter `layer`, the model's first, in a call with these `arguments`.
+
+    0 without a cache. EditNotAppliedError for a cache that does not hold every row's tokens at the same places.
+    """
+    cache_name(layer)  # else a cache by another name would count as none
+    given = [arguments[name] for name in CACHES if arguments.get(name) is not None]
+    if len(given) > 1 or not all(isinstance(cache, Cache) for cache in given):
+        kinds = " and ".join(type(cache).__name__ for cache in given)
+        raise EditNotAppliedError(
+            f"{kinds} does not say how many tokens came before: give the model one cache of transformers, or none."
+        )
+    return int(given[0].get_seq_length()) if given else 0
 
 
 def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

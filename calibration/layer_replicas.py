@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from calibration.down_columns import own_weight
 from calibration.late_trace import LateTrace
-from calibration.layer_calls import Change, changed_input, leaving
+from calibration.layer_calls import Change, cache_name, changed_input, leaving
 from calibration.packed_arguments import pack_arguments
 from calibration.trial import edit_transforms
 from guard.architectures import configuration, text_configuration
@@ -89,7 +89,7 @@ class LayerReplicas:
         self.device = trace.entering[index].device
         self.active = None if trace.active is None else trace.packing.gather(trace.active.to(self.device))  # [B, S]
         self.arguments = pack_arguments(trace, index, self.dtype)
-        self.cache_name, self.prefix = architecture.family.cache, PrefixCache()
+        self.cache_name, self.prefix = cache_name(self.layer), PrefixCache()
         batch = trace.packing.batch
         before = trace.entering[index][: batch.size, : batch.edited.start].to(self.dtype)  # [B, P', d_model]
         if before.shape[1] > 0:

@@ -1,8 +1,9 @@
 """Edits that are live for some tokens alone, counted from the last prompt token, also while a model generates.
 
 Calibration tries what a guard never does: an edit at the token that decides and the first few after it. Prompts are
-padded on the left, so in a forward pass all rows stand at the same place, and what a pass has in its cache tells where.
-It is for calibration alone: hooks on an eager model, one forward pass at a time.
+padded on the left, so in a forward pass all rows stand at the same place: after as many tokens as its cache holds.
+Where the prompts end is for whoever runs the model to say. It is for calibration alone: hooks on an eager model, one
+forward pass at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.layer_calls import calls, changed_output
+from calibration.layer_calls import calls, changed_output, tokens_before
 from calibration.trial import Transform, edit_transforms, transformed
 from guard.architectures import architecture_of
 from guard.errors import EditNotAppliedError
@@ -44,41 +45,33 @@ class Window:
 
 
 class _Place:
-    """Where the tokens of the forward pass under way stand: `inside` bool [T], told by what its cache holds."""
+    """Where the tokens of the forward pass under way stand: `inside` bool [T], whether each is in the window."""
 
-    def __init__(self, window: Window, prompt_width: int | None) -> None:
-        self.window, self.given = window, prompt_width
-        self.prompt_width: int | None = prompt_width
+    def __init__(self, layer: nn.Module, window: Window, prompt_width: int) -> None:
+        self.layer, self.window, self.prompt_width = layer, window, prompt_width
         self.inside: Tensor | None = None
 
-    def see(self, _: nn.Module, __: tuple[Any, ...], named: dict[str, Any]) -> None:
-        ids, cache = named.get("input_ids"), named.get("past_key_values")
-        if ids is None or (cache is None and self.given is None):
-            raise EditNotAppliedError(
-                "an edit of some tokens alone needs input_ids, and a cache or the width of the prompts to count from."
-            )
-        cached = 0 if cache is None else int(cache.get_seq_length())
-        if self.given is None and cached == 0:
-            self.prompt_width = ids.shape[1]
-        if self.prompt_width is None:
-            raise EditNotAppliedError("a forward pass goes on from a cache whose prompt was not seen: begin anew.")
-        columns = torch.arange(cached, cached + ids.shape[1], device=ids.device)
-        self.inside = self.window.holds(columns - (self.prompt_width - 1))
+    def see(self, entering: Tensor, arguments: dict[str, Any]) -> None:
+        before = tokens_before(self.layer, arguments)
+        columns = self.window.columns(self.prompt_width, before + entering.shape[1], entering.device)
+        self.inside = columns[before:]
 
-    def active(self) -> Tensor:
-        if self.inside is None:
+    def active(self, stream: Tensor) -> Tensor:
+        """`inside` for a module that sees `stream` [rows, T, width]."""
+        if self.inside is None or len(self.inside) != stream.shape[1]:
             raise EditNotAppliedError("an edited layer ran outside a forward pass of the whole model.")
-        return self.inside
+        return self.inside.to(stream.device)
 
 
 @contextmanager
-def _placed(model: nn.Module, window: Window, prompt_width: int | None) -> Iterator[_Place]:
-    place = _Place(window, prompt_width)
-    handle = model.register_forward_pre_hook(place.see, with_kwargs=True)
-    try:
+def _placed(first: nn.Module, window: Window, prompt_width: int) -> Iterator[_Place]:
+    """Within the block, what enters the model's `first` decoder layer, and its cache, say where a pass stands.
+
+    Every pass goes through it, whatever the model itself was given: ids or embeddings, all tokens or some of them.
+    """
+    place = _Place(first, window, prompt_width)
+    with calls(first, place.see):
         yield place
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -88,19 +81,20 @@ def windowed_edits(
     trigger: Trigger | None,
     window: Window,
     *,
-    prompt_width: int | None = None,
+    prompt_width: int,
 ) -> Iterator[None]:
     """Within the block, passes of the whole model are edited in `window`, where `trigger` (None: everywhere) says so.
 
-    Generating needs nothing more: the pass without a cache is the prompt's. Passes over prompts and continuations
-    together need their `prompt_width`. EditNotAppliedError for a pass that does not tell where it stands.
+    The prompts of all rows end before column `prompt_width`, padding counted: whether a pass holds them, a part of
+    them, or tokens after them, cannot be seen in it. EditNotAppliedError for a pass whose cache does not say how many
+    tokens it holds.
     """
     layers = architecture_of(model).decoder_layers(model)
     device = next(model.parameters()).device
     triggered: list[Tensor] = []
 
     def where(place: _Place, h: Tensor) -> Tensor:
-        inside = place.active().to(h.device).expand(h.shape[:2])  # [rows, T]
+        inside = place.active(h).expand(h.shape[:2])  # [rows, T]
         return inside & triggered[0].to(h.device) if trigger is not None else inside
 
     def windowed(place: _Place, layer: int) -> Transform:
@@ -108,7 +102,7 @@ def windowed_edits(
         return lambda h: edit_transforms(edit, h.device, where(place, h))[layer](h)
 
     with ExitStack() as stack:
-        place = stack.enter_context(_placed(model, window, prompt_width))
+        place = stack.enter_context(_placed(layers[0], window, prompt_width))
         if trigger is not None:
             readout = TriggerReadout(trigger, device)
 
@@ -127,18 +121,17 @@ def windowed_stream(
     change: Callable[[Tensor], Tensor],
     window: Window,
     *,
-    prompt_width: int | None = None,
+    prompt_width: int,
 ) -> Iterator[None]:
     """Within the block, the residual stream [rows, T, d_model] that leaves `layer` passes through `change` in `window`.
 
     Arguments and errors as for `windowed_edits`; outside the window the stream stays as it is, bit for bit.
     """
-    module = architecture_of(model).decoder_layers(model)[layer]
-    with _placed(model, window, prompt_width) as place:
-        inside = place.active
+    layers = architecture_of(model).decoder_layers(model)
+    with _placed(layers[0], window, prompt_width) as place:
 
         def changed(stream: Tensor) -> Tensor:
-            return torch.where(inside().to(stream.device)[:, None], change(stream), stream)
+            return torch.where(place.active(stream)[:, None], change(stream), stream)
 
-        with changed_output(module, module, changed):
+        with changed_output(layers[layer], layers[layer], changed):
             yield

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from calibration.behaviour import EXCESS_NATS, Behaviour, Judge, generate, median_surprise, pad_token
+from calibration.behaviour import EXCESS_NATS, Behaviour, ForPrompts, Judge, generate, median_surprise, pad_token
 from calibration.benign_outcomes import Outcomes
 from calibration.benign_rates import benign_rates
 from calibration.bounds import Budget
@@ -89,12 +89,25 @@ class Examined(BaseModel):
 
 
 def outputs(
-    exam: Examination, prompts: Sequence[tuple[int, ...]], installed: Installed, nats_limit: float
+    exam: Examination,
+    prompts: Sequence[tuple[int, ...]],
+    installed: Installed,
+    nats_limit: float,
+    *,
+    within: ForPrompts = nullcontext,
 ) -> list[Output]:
-    """Each prompt's greedy output under `installed`, classed; its surprise is scored by the unguarded model."""
+    """Each prompt's greedy output under `installed`, classed; its surprise is scored by the unguarded model.
+
+    `within` is for edits that need the width of a batch's prompts, as `generate` takes it.
+    """
     with installed():
         said = generate(
-            exam.model, exam.tokenizer, prompts, max_new_tokens=exam.max_new_tokens, batch_size=exam.batch_size
+            exam.model,
+            exam.tokenizer,
+            prompts,
+            max_new_tokens=exam.max_new_tokens,
+            batch_size=exam.batch_size,
+            within=within,
         )
     surprises = median_surprise(
         exam.model, prompts, said.tokens, pad_id=pad_token(exam.tokenizer), batch_size=exam.batch_size

@@ -15,8 +15,7 @@ class Family:
     linear map of attention, which is to it what `down_projection` is to the MLP. `routes_to_experts` says that
     beside the neurons at `down_projection` there are those of routed experts, which are left alone. The norms divide by
     the root mean square, after subtracting the mean where `norm_subtracts_mean`, and multiply by their weight plus
-    `norm_weight_offset`. `cache` is what a layer calls the keys and values of earlier tokens. `refused` lists
-    configuration entries with a value that the guard does not support, and why.
+    `norm_weight_offset`. `refused` lists configuration entries with a value that the guard does not support, and why.
     """
 
     model_type: str
@@ -37,7 +36,6 @@ class Family:
     residual_multiplier: str | None = None
     norm_subtracts_mean: bool = False
     norm_weight_offset: float = 0.0
-    cache: str = "past_key_values"
     is_llama_like: bool = False
     routes_to_experts: bool = False
     refused: tuple[tuple[str, object, str], ...] = ()
@@ -101,7 +99,6 @@ def _plain() -> list[Family]:
         attention_output="self_attention.dense",
         input_projections=("mlp.dense_h_to_4h",),
         down_projection="mlp.dense_4h_to_h",
-        cache="layer_past",
     )
     return [
         transformer,
@@ -111,7 +108,6 @@ def _plain() -> list[Family]:
             attention_output="attn.out_proj",
             input_projections=("mlp.fc_in",),
             down_projection="mlp.fc_out",
-            cache="layer_past",
         ),
         replace(dense, model_type="falcon", entry="input_layernorm|ln_attn"),
         # Attention and MLP add the residual stream themselves; their last linear maps do not.
@@ -141,7 +137,6 @@ def _plain() -> list[Family]:
             input_projections=("mlp.dense_h_to_4h",),
             down_projection="mlp.dense_4h_to_h",
             norm_subtracts_mean=True,
-            cache="layer_past",
         ),
         Family(
             "phi",

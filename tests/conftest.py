@@ -1,5 +1,7 @@
 """What tests in every folder share: tiny random models."""
 
+import logging
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -28,6 +30,38 @@ def pytest_configure(config: pytest.Config) -> None:
     from tests.family_table import Recorder  # it needs the families below
 
     config.pluginmanager.register(Recorder())
+
+
+class Deprecations(logging.Handler):
+    """Keeps what transformers and vLLM log of things that will go: each says it once a process, and in no warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecat" in message.lower():
+            self.messages.append(message)
+
+    def listen(self) -> None:
+        """Whoever configures logging anew, as vLLM does on its import, takes handlers off."""
+        for name in ("transformers", "vllm"):
+            logging.getLogger(name).addHandler(self)
+
+
+DEPRECATIONS = Deprecations()
+DEPRECATIONS.listen()
+
+
+@pytest.fixture(autouse=True)
+def no_deprecated_use() -> Iterator[None]:
+    """Fails the test in which, or in whose fixtures, something deprecated of transformers or vLLM was first used."""
+    DEPRECATIONS.listen()
+    yield
+    messages, DEPRECATIONS.messages = DEPRECATIONS.messages, []
+    if messages:
+        pytest.fail("; ".join(messages), pytrace=False)
 
 
 class TinyModel(Protocol):

@@ -8,7 +8,7 @@ spec.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -131,11 +131,16 @@ class SideBySide:
         """The early edit, at the template tail and the response."""
         batch, exam = self.subject.material.held_out.harmful[0], self.exam
         window = Window(first=1 - batch.tail)
-        stretched = partial(windowed_stream, self.subject.model, stretch.layer, stretch, window)
-        forced = partial(stretched, prompt_width=batch.prompt_width)
+
+        def stretched(prompt_width: int) -> AbstractContextManager[None]:
+            model = self.subject.model
+            return windowed_stream(model, stretch.layer, stretch, window, prompt_width=prompt_width)
+
+        forced = partial(stretched, batch.prompt_width)
         own = outputs(exam, exam.benign, nullcontext, float("inf"))
         harmful, benign = (
-            outputs(exam, prompts, stretched, surprise_limit(own)) for prompts in (exam.harmful, exam.benign)
+            outputs(exam, prompts, nullcontext, surprise_limit(own), within=stretched)
+            for prompts in (exam.harmful, exam.benign)
         )
         measured = EditOutcome(
             harmful_outcome=self._outcomes(forced),

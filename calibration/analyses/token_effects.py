@@ -12,7 +12,7 @@ run's own.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from calibration.sequences import Batch
 from calibration.statistics import bootstrap_estimate, bootstrap_estimates, wilson_estimate
 from calibration.token_window import Window, windowed_edits
 from calibration.trial import edit_transforms, transformed
-from calibration.verdict import Examination, Installed, Output, outputs, surprise_limit
+from calibration.verdict import Examination, Output, outputs, surprise_limit
 from guard.analyses.token_effects import EditedToken, TokenEffect, TokenEffects, WindowedEdit
 from guard.architectures import architecture_of
 from guard.measures import Estimate
@@ -151,18 +151,18 @@ class Answers:
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
         )
-        own = outputs(self.exam, self.exam.harmful, self._window(None), float("inf"))
+        own = outputs(self.exam, self.exam.harmful, nullcontext, float("inf"))
         self.limit = surprise_limit(own)
         self.compliance_off = _compliance(own)
 
-    def _window(self, window: Window | None) -> Installed:
-        edits = () if window is None else self.subject.edits
-        trigger = self.subject.gate.trigger
-        return partial(windowed_edits, self.subject.model, edits, trigger, window or EVERYWHERE)
-
     def compliance(self, window: Window) -> Estimate:
         """The share of harmful requests answered with the gate's edit in `window`."""
-        return _compliance(outputs(self.exam, self.exam.harmful, self._window(window), self.limit))
+        model, trigger = self.subject.model, self.subject.gate.trigger
+
+        def edited(prompt_width: int) -> AbstractContextManager[None]:
+            return windowed_edits(model, self.subject.edits, trigger, window, prompt_width=prompt_width)
+
+        return _compliance(outputs(self.exam, self.exam.harmful, nullcontext, self.limit, within=edited))
 
 
 def _compliance(judged: Sequence[Output]) -> Estimate:

@@ -1,6 +1,7 @@
 """What an output counts as, and what generation and surprise give, against one row at a time."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +22,7 @@ from calibration.behaviour import (
     pad_token,
     refusal_openings,
 )
+from calibration.token_window import Window, windowed_stream
 from tests.calibration.organisms import BENIGN, HARMFUL, organism, prompts
 from tests.conftest import FAMILIES, make_tiny_model
 
@@ -142,6 +144,20 @@ def test_an_organism_says_in_a_batch_what_it_says_alone() -> None:
     said = generate(model, tokenizer, asked, max_new_tokens=24, batch_size=8)
     assert said.tokens == tuple(until_end(produced(model, prompt, 24), [3]) for prompt in asked)
     assert all(text.endswith(".") for text in said.texts)
+
+
+def test_an_edit_of_some_tokens_is_placed_in_batches_of_any_width_as_in_each_prompt_alone() -> None:
+    model, (_, tokenizer) = make_tiny_model(vocabulary=627, dtype=torch.float64), organism("two-layer")
+
+    def flipped(prompt_width: int) -> AbstractContextManager[None]:
+        return windowed_stream(model, 0, lambda stream: stream.flip(-1), Window(0, 1), prompt_width=prompt_width)
+
+    said, alone, plain = (
+        generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=size, within=within).tokens
+        for size, within in ((2, flipped), (1, flipped), (2, nullcontext))
+    )
+    assert said == alone
+    assert all(row != other for row, other in zip(said, plain, strict=True))
 
 
 def test_no_prompts_give_no_continuations() -> None:

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from calibration.layer_calls import cache_name
 from guard import selftest
 from guard.counts import Tally
 from guard.errors import EditNotAppliedError
@@ -103,11 +105,12 @@ def test_generated_tokens_count_for_the_rows_that_go_on(tiny_model: TinyModel) -
     with install_edits(model, EDITS) as installation, torch.no_grad():
         counts = installation.count()
         with counts.counting(torch.ones(ROWS, TOKENS, dtype=torch.bool)):
-            cache = model(PROMPTS, use_cache=True).past_key_values
+            cache = {cache_name(model): DynamicCache(config=model.config)}
+            model(PROMPTS, **cache, use_cache=True)
             for step in range(3):
                 going_on = torch.arange(ROWS) >= step
                 counts.going_on(going_on)
-                model(PROMPTS[:, :1], past_key_values=cache, use_cache=True)
+                model(PROMPTS[:, :1], **cache, use_cache=True)
         assert [tally.tokens for tally in counts.rows()] == [TOKENS + min(row + 1, 3) for row in range(ROWS)]
 
 
