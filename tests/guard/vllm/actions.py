@@ -1,6 +1,7 @@
 """What the jobs of engine.py do with a running vLLM; every result is JSON."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -148,8 +149,9 @@ def fused(llm: LLM) -> list[bool]:
     return found
 
 
+@cache
 def force_piecewise() -> None:
-    """Make vLLM compile on a CPU as it does on CUDA: in pieces, cut at the attention layers, and kept on disk."""
+    """Make vLLM compile on a CPU as it does on CUDA from now on: in pieces, cut at attention layers, kept on disk."""
     platform = type(current_platform)
     usual = platform.check_and_update_config
 

@@ -70,13 +70,9 @@ def run(folder: Path, jobs: Sequence[Job], **environment: str) -> list[Result]:
 def main(asked: str, given: str) -> None:
     from vllm.model_executor.models import registry
 
-    from tests.guard.vllm.actions import force_piecewise
-
     # vLLM looks at a model class in a process of its own, lest CUDA be initialised: ten seconds for each class
     registry._run_in_subprocess = lambda look: look()
     gc.collect = lambda *_: 0  # vLLM collects all garbage nine times an engine, half a second each
-    if os.environ.get("FORCE_PIECEWISE"):
-        force_piecewise()
     results = [_run(one) for one in json.loads(Path(asked).read_text(encoding="utf-8"))]
     Path(given).write_text(json.dumps(results), encoding="utf-8")
 
@@ -86,8 +82,10 @@ def _run(one: Job) -> Result:
     from vllm.compilation.counter import compilation_counter
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    from tests.guard.vllm.actions import ACTIONS
+    from tests.guard.vllm.actions import ACTIONS, force_piecewise
 
+    if one.get("in_pieces"):
+        force_piecewise()
     compilation_counter.__init__()
     result: Result = {"values": [], "error": None}
     llm = None
