@@ -1,8 +1,9 @@
-"""The same hundred prompts to a guarded model in this process, behind our own engine, behind vLLM: the same rates."""
+"""The same prompts to a guarded model in this process and behind our own engine: the same rates.
 
-import importlib.util
+That vLLM's answers are the guarded model's to the letter is shown in tests/serve/test_vllm_serving.py.
+"""
+
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,12 @@ from benchmarks.safety.options import Options
 from benchmarks.safety.record import Answer
 from benchmarks.safety.report import Report
 from benchmarks.safety.run import run
-from benchmarks.server import Server, serving
+from benchmarks.server import serving
 from tests.benchmarks.safety.asking import options_in, prepared
-from tests.serve.live import live_vllm
 from tests.serve.served import MODEL
 
-PROMPTS_OF_EACH_KIND, ORGANISM = 50, "two-layer"
+PROMPTS_OF_EACH_KIND, ORGANISM = 25, "two-layer"
 pytestmark = pytest.mark.slow
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The organism in the shape that vLLM takes on a CPU; all three run this one."""
+    """The organism in the shape that vLLM takes on a CPU; both run this one."""
     return save_widened(ORGANISM, tmp_path_factory.mktemp("model"))
 
 
@@ -40,17 +39,11 @@ def ours(folder: Path, model: Path) -> Report:
     return run(Options(output=folder / "in-process", **options_in(folder, model, dtype="float32")))
 
 
-def live_hf(model: Path, spec: Path) -> AbstractContextManager[Server]:
-    """Our own engine's server of `model`."""
+@pytest.fixture(scope="module")
+def served(folder: Path, model: Path) -> Iterator[tuple[Report, Path]]:
+    spec, output = folder / "spec.safetensors", folder / "served"
     options = ["--engine", "hf", "--served-model-name", MODEL, "--dtype", "float32"]
-    return serving(model, spec, spec.with_name("hf.txt"), options, {"OMP_NUM_THREADS": "1"})
-
-
-@pytest.fixture(scope="module", params=["hf", pytest.param("vllm", marks=needs_vllm)])
-def served(request: pytest.FixtureRequest, folder: Path, model: Path) -> Iterator[tuple[Report, Path]]:
-    live = live_hf if request.param == "hf" else live_vllm
-    output = folder / request.param
-    with live(model, folder / "spec.safetensors") as server:
+    with serving(model, spec, spec.with_name("log.txt"), options, {"OMP_NUM_THREADS": "1"}) as server:
         asked = options_in(folder, Path(MODEL)) | {"spec": None, "endpoint": f"{server.url}/v1", "key": server.key}
         yield run(Options(output=output, **asked)), output
 
