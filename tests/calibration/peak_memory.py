@@ -1,7 +1,7 @@
 """How far the memory of a process rises while the late layers of a model are kept.
 
-`python -m tests.calibration.peak_memory LIMIT FOLDER` is run by `test_peak_memory.py`; it prints bytes as JSON: the rise
-with the limit, the rise without one after it, what the activations of all late layers take, and those of one.
+`python -m tests.calibration.peak_memory LIMIT FOLDER` is run by `test_peak_memory.py`; it prints bytes as JSON: the
+rise with the limit, the rise without one after it, what the activations of all late layers take, and those of one.
 """
 
 import json
