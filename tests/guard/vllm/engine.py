@@ -116,9 +116,13 @@ def end_all() -> None:
 def main() -> None:
     from vllm.model_executor.models import registry
 
+    from tests.guard.vllm.actions import fork_ranks
+
     # vLLM looks at a model class in a process of its own, lest CUDA be initialised: ten seconds for each class
     registry._run_in_subprocess = lambda look: look()
     gc.collect = lambda *_: 0  # vLLM collects all garbage nine times an engine, half a second each
+    if os.environ.get("FORK_RANKS"):
+        fork_ranks()
     for line in sys.stdin:
         asked, given = map(Path, json.loads(line))
         results = [_run(one) for one in json.loads(asked.read_text(encoding="utf-8"))]

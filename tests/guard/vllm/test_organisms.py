@@ -66,6 +66,4 @@ def test_a_guarded_organism_answers_in_vllm_as_in_transformers(generated: dict[s
     for of_vllm, of_transformers in zip(found, right, strict=True):
         assert of_vllm["tokens"] == of_transformers["tokens"]
         assert of_vllm["logprobs"] == pytest.approx(of_transformers["logprobs"], abs=2e-3)
-    assert [one["logprobs"] for one in found] != [pytest.approx(one["logprobs"], abs=2e-3) for one in plain], (
-        "the edit changes nothing"
-    )
+    assert plain != right, "the edit changes nothing"
