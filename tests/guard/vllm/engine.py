@@ -88,7 +88,7 @@ class _Process:
 _waiting: dict[tuple[tuple[str, str], ...], _Process] = {}
 
 
-def run(folder: Path, jobs: Sequence[Job], *, last: bool = True, **environment: str) -> list[Result]:
+def run(folder: Path, jobs: Sequence[Job], environment: Mapping[str, str], *, last: bool = True) -> list[Result]:
     """The results of `jobs`, one after the other in one process; files for it are put in `folder`.
 
     Unless this run is its `last`, the process waits for the next one that asks for the same environment.

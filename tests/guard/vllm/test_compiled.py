@@ -57,7 +57,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
     # first, as making vLLM compile in pieces cannot be undone
     jobs = {WHOLE: guarded} | {name: one | {"in_pieces": True} for name, one in jobs.items()}
-    return dict(zip(jobs, run(where, list(jobs.values()), LEAKY_SETTINGS=json.dumps(leaky)), strict=True))
+    return dict(zip(jobs, run(where, list(jobs.values()), {"LEAKY_SETTINGS": json.dumps(leaky)}), strict=True))
 
 
 @pytest.mark.parametrize("start", [COLD, CACHED, WHOLE])

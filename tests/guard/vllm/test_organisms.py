@@ -54,7 +54,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         folder = save_widened(name, tmp_path_factory.mktemp(name))
         models.make_spec(folder, edits(name)).save(where / f"{name}.safetensors")
         jobs[name] = job(folder, additional_config(where / f"{name}.safetensors"), ("generate", prompts(name)))
-    return dict(zip(jobs, run(where, list(jobs.values()), last=False, **EAGER), strict=True))
+    return dict(zip(jobs, run(where, list(jobs.values()), EAGER, last=False), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,7 +52,7 @@ def generated(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         models.make_spec(folders[name], trigger=trigger_of(folders[name], kind)).save(spec)
         kinds.append((name, kind))
         jobs.append(job(folders[name], additional_config(spec), action))
-    return dict(zip(kinds, run(where, jobs, last=False, **EAGER), strict=True))
+    return dict(zip(kinds, run(where, jobs, EAGER, last=False), strict=True))
 
 
 def trigger_of(folder: Path, kind: str) -> Trigger | None:

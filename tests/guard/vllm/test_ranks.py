@@ -46,7 +46,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         actions = (("generate", models.PROMPTS), ("self_test",), ("counts",), *after)
         two: Any = {cut: 2}
         jobs.append(job(folder, additional_config(spec), *actions, **two))
-    return dict(zip(CUTS, run(where, jobs, **TWO_CORES, **EAGER), strict=True))
+    return dict(zip(CUTS, run(where, jobs, TWO_CORES | EAGER), strict=True))
 
 
 @each_cut

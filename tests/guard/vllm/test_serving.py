@@ -87,7 +87,7 @@ def results(
             drafts["model"] = str(folders["llama"])
         actions = ("generate", REPEATED), ("drafts",), ("self_test",), ("generate", REPEATED)
         jobs[source] = job(*plain, *actions, speculative_config=drafts, disable_log_stats=False)
-    return dict(zip(jobs, run(where, list(jobs.values()), **EAGER), strict=True))
+    return dict(zip(jobs, run(where, list(jobs.values()), EAGER), strict=True))
 
 
 def save_adapter(folder: Path, projections: tuple[str, ...]) -> Path:
