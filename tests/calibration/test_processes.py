@@ -55,12 +55,6 @@ def test_all_processes_have_the_results_and_one_is_the_first() -> None:
     assert [first for *_, first in both] == [True, False]
 
 
-def test_one_process_launches_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.Popen", None)
-    with launched(1):
-        pass
-
-
 def test_a_launcher_that_started_another_number_of_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with launched(4):
