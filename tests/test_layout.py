@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("guard", "calibration", "serve", "benchmarks")
 LONGEST_FILE = 300
@@ -107,35 +105,41 @@ def imported(path: Path, *, types: bool = True) -> set[str]:
     return names
 
 
+def offending(found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What was found, by file, without the files in which nothing was."""
+    return {name: each for name, each in found.items() if each}
+
+
 def tops(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-files = pytest.mark.parametrize("path", source_files(), ids=name_of)
-all_files = pytest.mark.parametrize("path", every_file(), ids=name_of)
+def test_packages_import_each_other_only_in_the_designed_direction() -> None:
+    found: dict[str, set[str]] = {}
+    for path in source_files():
+        owner = module_of(path).split(".")[0]
+        allowed = MAY_IMPORT[owner] | ({"neuron_guard"} if owner == "neuron_guard" else set())
+        found[name_of(path)] = tops(imported(path)) & set(MAY_IMPORT) - allowed
+    assert offending(found) == {}
 
 
-@files
-def test_packages_import_each_other_only_in_the_designed_direction(path: Path) -> None:
-    owner = module_of(path).split(".")[0]
-    ours = tops(imported(path)) & set(MAY_IMPORT)
-    assert ours <= MAY_IMPORT[owner] | ({"neuron_guard"} if owner == "neuron_guard" else set())
+def test_what_runs_in_a_serving_process_imports_little() -> None:
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "guard").rglob("*.py")):
+        allowed = GUARD_MAY_IMPORT | {"guard"} | sys.stdlib_module_names
+        allowed |= {name for name, homes in ONLY_IN.items() if name_of(path) in homes}
+        seen_by_types = tops(imported(path)) - allowed - TYPES_ONLY.get(name_of(path), set())
+        found[name_of(path)] = tops(imported(path, types=False)) - allowed | seen_by_types
+    assert offending(found) == {}
 
 
-@files
-def test_what_runs_in_a_serving_process_imports_little(path: Path) -> None:
-    if module_of(path).split(".")[0] != "guard":
-        return
-    allowed = GUARD_MAY_IMPORT | {"guard"} | sys.stdlib_module_names
-    optional = {name for name, homes in ONLY_IN.items() if name_of(path) in homes}
-    assert tops(imported(path, types=False)) <= allowed | optional
-    assert tops(imported(path)) <= allowed | optional | TYPES_ONLY.get(name_of(path), set())
-
-
-@files
-def test_an_optional_import_stays_in_the_file_named_for_it(path: Path) -> None:
-    for name, homes in ONLY_IN.items():
-        assert name not in tops(imported(path)) or name_of(path) in homes
+def test_an_optional_import_stays_in_the_file_named_for_it() -> None:
+    elsewhere = {
+        name_of(path): {name for name, homes in ONLY_IN.items() if name_of(path) not in homes}
+        for path in source_files()
+    }
+    found = {name_of(path): tops(imported(path)) & elsewhere[name_of(path)] for path in source_files()}
+    assert offending(found) == {}
 
 
 def test_the_command_imports_the_project_only_inside_functions() -> None:
@@ -169,15 +173,15 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("path", [*every_file(), *sorted((ROOT / "guard").rglob("*.[ch]"))], ids=name_of)
-def test_a_file_has_one_job_and_fits_in_three_hundred_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+def test_a_file_has_one_job_and_fits_in_three_hundred_lines() -> None:
+    paths = [*every_file(), *sorted((ROOT / "guard").rglob("*.[ch]"))]
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-@files
-def test_every_public_name_says_what_it_is(path: Path) -> None:
-    tree = tree_of(path)
-    undocumented = [] if ast.get_docstring(tree) or not tree.body else ["the module"]
+def undocumented_in(tree: ast.Module) -> set[str]:
+    """The public names of a module without a docstring."""
+    undocumented = set() if ast.get_docstring(tree) or not tree.body else {"the module"}
 
     def look(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
@@ -186,12 +190,16 @@ def test_every_public_name_says_what_it_is(path: Path) -> None:
             if node.name.startswith("_") or any(ast.unparse(d).endswith("overload") for d in node.decorator_list):
                 continue
             if not ast.get_docstring(node):
-                undocumented.append(prefix + node.name)
+                undocumented.add(prefix + node.name)
             if isinstance(node, ast.ClassDef):
                 look(node.body, f"{prefix}{node.name}.")
 
     look(tree.body, "")
-    assert not undocumented
+    return undocumented
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    assert offending({name_of(path): undocumented_in(tree_of(path)) for path in source_files()}) == {}
 
 
 def test_every_import_is_declared_and_every_dependency_is_used() -> None:
@@ -207,10 +215,14 @@ def distribution(requirement: str) -> str:
     return requirement.split(">")[0].split("=")[0].split("[")[0].strip()
 
 
-@all_files
-def test_no_caught_exception_is_wider_than_its_reason(path: Path) -> None:
+def test_no_caught_exception_is_wider_than_its_reason() -> None:
     wide = {"Exception", "BaseException"}
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ExceptHandler):
-            caught = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} if node.type else wide
-            assert not caught & wide, f"line {node.lineno}"
+    found: dict[str, set[str]] = {}
+    for path in every_file():
+        handlers = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ExceptHandler)]
+        caught = {
+            node.lineno: {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} if node.type else wide
+            for node in handlers
+        }
+        found[name_of(path)] = {f"line {line}" for line, names in caught.items() if names & wide}
+    assert offending(found) == {}

@@ -1,5 +1,6 @@
 """Timing vLLM: what its engine hands out is timed by request, and a process that ends says why."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -62,7 +63,9 @@ def test_each_request_is_timed_from_the_start_to_its_own_first_and_last_token(cl
     assert answer["tokens"] == [[0, 1, 2, 3]] * 3
 
 
-def test_a_process_that_ends_says_why(tmp_path: Path) -> None:
-    arguments = {"settings": {"model": str(tmp_path / "none"), "enforce_eager": True}, "device": "cpu"}
-    with pytest.raises(NeuronGuardError, match=r"vLLM has ended: .*Error"):
+def test_a_process_that_ends_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm.py").write_text("def LLM(**settings):\n    raise OSError(settings['model'])\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    arguments = {"settings": {"model": "none", "enforce_eager": True}, "device": "cpu"}
+    with pytest.raises(NeuronGuardError, match="vLLM has ended: OSError: none"):
         Process(tmp_path, "absent", arguments)

@@ -1,7 +1,7 @@
 """How far the memory of a process rises while the late layers of a model are kept.
 
-`python -m tests.calibration.peak_memory [LIMIT FOLDER]` is run by `test_peak_memory.py`; it prints bytes as JSON: the
-rise, what the activations of all late layers take, and those of one.
+`python -m tests.calibration.peak_memory LIMIT FOLDER` is run by `test_peak_memory.py`; it prints bytes as JSON: the
+rise with the limit, the rise without one after it, what the activations of all late layers take, and those of one.
 """
 
 import json
@@ -18,18 +18,18 @@ LAYERS, D_FF, BATCHES = 16, 4096, 36
 
 
 def main() -> None:
-    """Keep the late layers once, on a shelf with a limit or without, and print what it took."""
+    """Keep the late layers on a shelf with a limit, then on one without, and print what it took."""
     model = make_tiny_model(layers=LAYERS, d_ff=D_FF)
     few = SplitBatches(*((random_batch(seed),) for seed in (0, 1, 2)))
     prepare(model, few, few)
     batches = tuple(random_batch(0) for _ in range(BATCHES))
     split = SplitBatches(batches, few.reference, few.benign)
-    before = peak_bytes()
-    shelf = Shelf(int(sys.argv[1]), Path(sys.argv[2])) if len(sys.argv) > 1 else Shelf()
-    late = prepare(model, split, few, shelf)
-    rise = peak_bytes() - before
+    before, rises, layers = peak_bytes(), [], 0
+    for shelf in (Shelf(int(sys.argv[1]), Path(sys.argv[2])), Shelf()):
+        layers = len(prepare(model, split, few, shelf).layers)
+        rises.append(peak_bytes() - before)
     layer = sum(batch.input_ids.numel() for batch in batches) * D_FF * 4
-    print(json.dumps([rise, layer * len(late.layers), layer]))  # noqa: T201
+    print(json.dumps([*rises, layer * layers, layer]))  # noqa: T201
 
 
 if __name__ == "__main__":

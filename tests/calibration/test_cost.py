@@ -1,13 +1,11 @@
 """The formulas of cost, against operations that torch counts."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import calibration
 from calibration.cost import (
     LARGE,
     LARGE_WORK,
@@ -17,7 +15,6 @@ from calibration.cost import (
     kept_bytes,
     mediation_flops,
     pass_flops,
-    plan,
     steps,
 )
 from calibration.mediation import all_mediators, pair_effects
@@ -25,8 +22,6 @@ from calibration.outcome import readout_logits
 from calibration.resume import record
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
-
-PAGE = Path(calibration.__file__).parent / "SCALE.md"
 
 
 def counted(run: Callable[[], object]) -> int:
@@ -70,7 +65,3 @@ def test_shared_steps_take_their_share_of_the_time() -> None:
     for step in steps(LARGE, LARGE_WORK, batch=32):
         ratio = step.hours(LARGE, one) / step.hours(LARGE, Machine(8, 1e15, 4.8e12, 0.4, 2))
         assert ratio == pytest.approx(4.0 if step.shared else 1.0)
-
-
-def test_the_page_has_the_figures_of_the_formulas() -> None:
-    assert plan() in PAGE.read_text(encoding="utf-8")

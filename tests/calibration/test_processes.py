@@ -12,15 +12,18 @@ import pytest
 
 from calibration.launch import ProcessError, launched
 from calibration.models import own_devices
+from tests.calibration import two_processes
+
+COUNT = 2
 
 
 @cache
-def results(count: int) -> list[list[Any]]:
-    """What each of `count` processes printed."""
+def results() -> list[list[Any]]:
+    """What each of two processes printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    world = {"WORLD_SIZE": str(COUNT), "LOCAL_WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1"}
     ran = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.calibration.two_processes"],
@@ -30,16 +33,16 @@ def results(count: int) -> list[list[Any]]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for rank in range(COUNT)
     ]
     said = [process.communicate() for process in ran]
-    assert [process.returncode for process in ran] == [0] * count, [error[-1500:] for _, error in said]
+    assert [process.returncode for process in ran] == [0] * COUNT, [error[-1500:] for _, error in said]
     return [json.loads(out.strip().rpartition("\n")[2]) for out, _ in said]
 
 
 def test_two_processes_find_what_one_finds() -> None:
-    (alone,), both = results(1), results(2)
-    for shared, own, kept, _ in both:
+    alone = two_processes.results()
+    for shared, own, kept, _ in results():
         assert shared["values"] == pytest.approx(alone[0]["values"], abs=1e-6)
         assert shared["tokens"] == alone[0]["tokens"]
         assert own == alone[1]
@@ -47,15 +50,9 @@ def test_two_processes_find_what_one_finds() -> None:
 
 
 def test_all_processes_have_the_results_and_one_is_the_first() -> None:
-    both = results(2)
+    both = results()
     assert both[0][:3] == both[1][:3]
     assert [first for *_, first in both] == [True, False]
-
-
-def test_one_process_launches_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.Popen", None)
-    with launched(1):
-        pass
 
 
 def test_a_launcher_that_started_another_number_of_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

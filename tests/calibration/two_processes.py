@@ -1,6 +1,6 @@
-"""What calibration shares among processes, in as many as the environment says; the first prints the results as JSON.
+"""What calibration shares among processes, in as many as the environment says; each prints the results as JSON.
 
-`python -m tests.calibration.two_processes` is run by `test_processes.py`, alone and two at a time.
+`python -m tests.calibration.two_processes` is run by `test_processes.py`, two at a time.
 """
 
 import json
@@ -31,7 +31,8 @@ class Found(BaseModel):
     tokens: list[list[int]]
 
 
-def main() -> None:
+def results() -> list[Any]:
+    """What was found together, by the first alone and by the first on the way; and whether this is the first."""
     model = make_tiny_model(layers=3)
     decided: list[str] = []
 
@@ -58,8 +59,8 @@ def main() -> None:
     kept = in_step(lambda _, __, compute: cast(Any, own))("kept", Found, Shared(together))
     if not is_first():
         assert decided == []
-    print(json.dumps([shared.model_dump(), own.model_dump(), kept.model_dump(), is_first()]))  # noqa: T201
+    return [shared.model_dump(), own.model_dump(), kept.model_dump(), is_first()]
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(results()))  # noqa: T201

@@ -108,7 +108,7 @@ def check_against_hand(model: Any, trigger: Trigger | None) -> None:
             greedy(model, PADDED, mask=MASK),
         ]
 
-    plain = behaviour()
+    plain, said = logits_of(model), greedy(model, PROMPTS)
     with edited_by_hooks(model, EDITS, trigger) as masks:
         expected = behaviour()
     with install_edits(model, EDITS, trigger):
@@ -117,8 +117,8 @@ def check_against_hand(model: Any, trigger: Trigger | None) -> None:
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
     for left, right in zip(guarded[2:], expected[2:], strict=True):
         assert torch.equal(left, right)
-    assert not torch.equal(guarded[2], plain[2]), "nothing changes: nothing is shown"
-    assert torch.equal(logits_of(model), plain[0])
+    assert not torch.equal(guarded[2], said), "nothing changes: nothing is shown"
+    assert torch.equal(logits_of(model), plain)
     if trigger is not None:
         assert 0 < masks[0].sum() < masks[0].numel(), "the trigger is always or never active: nothing is shown"
 
@@ -129,10 +129,15 @@ def test_a_guarded_model_says_what_one_edited_by_hand_says(tiny_model: TinyModel
 
 
 @family_property("trigger")
-@pytest.mark.parametrize("layer", [0, 1])
-def test_a_triggered_edit_is_that_written_by_hand(tiny_model: TinyModel, model_type: str, layer: int) -> None:
+def test_a_triggered_edit_is_that_written_by_hand(tiny_model: TinyModel, model_type: str) -> None:
     model = tiny_model(model_type, dtype=torch.float32)
-    check_against_hand(model, halfway_trigger(model, layer))
+    check_against_hand(model, halfway_trigger(model, 0))
+
+
+@family_property("trigger", ["llama", "gptj", "falcon", "gemma3", "qwen2_moe"])
+def test_a_trigger_may_be_in_the_layer_that_is_edited(tiny_model: TinyModel, model_type: str) -> None:
+    model = tiny_model(model_type, dtype=torch.float32)
+    check_against_hand(model, halfway_trigger(model, EDITS[0].layer))
 
 
 @pytest.mark.parametrize("triggered", [False, True], ids=["always", "trigger"])

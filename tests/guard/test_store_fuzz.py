@@ -14,7 +14,7 @@ from guard.spec import EditSpec
 from tests.guard.breaking import assembled, split
 from tests.guard.specs import EVIDENCE, PROVENANCE, REFUTED, evidence_with, small_spec
 
-FILES = 10_000
+FILES = 3_000
 SPECS = (
     small_spec(),
     small_spec(trigger=None),

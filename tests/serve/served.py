@@ -4,13 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from guard.fingerprint import fingerprint
-from guard.spec import EditSpec, LayerEdit, Trigger
+from guard.spec import EditSpec, LayerEdit, ModelIdentity, Trigger
 from serve.app import create_app
 from serve.guarded import GuardedModel
 from serve.hf_engine import HfEngine
@@ -48,11 +49,17 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+@cache
+def identity(layers: tuple[int, ...]) -> ModelIdentity:
+    """The organism's fingerprint with `layers` guarded; read once."""
+    model, tokenizer = load_model(str(ORGANISM), device="cpu", dtype="auto")
+    return fingerprint(model, layers, tokenizer)
+
+
 def organism_spec(*, trigger: Trigger | None = None, **changes: Any) -> EditSpec:
     """A spec that fits the organism."""
-    model, tokenizer = load_model(str(ORGANISM), device="cpu", dtype="auto")
     fields: dict[str, Any] = {
-        "model": fingerprint(model, [edit.layer for edit in changes.get("layers", EDITS)], tokenizer),
+        "model": identity(tuple(edit.layer for edit in changes.get("layers", EDITS))),
         "layers": EDITS,
         "trigger": trigger,
         "evidence": evidence_with(neurons=(), mediators=()),

@@ -174,21 +174,20 @@ def test_inspect_measures_it(server: Live, tmp_path: Path) -> None:
     assert log.results.scores[0].metrics["accuracy"].value == 1.0
 
 
-def test_it_finishes_streams_before_it_ends_and_logs_no_text(tmp_path: Path) -> None:
-    spec = tmp_path / "guard.safetensors"
-    organism_spec().save(spec)
-    with live(spec) as running, ThreadPoolExecutor(1) as pool:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, timeout=PATIENCE)
+def test_it_finishes_streams_before_it_ends_and_logs_no_text(server: Live) -> None:
+    """The last one: it ends the server that the others asked."""
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=PATIENCE)
+    with ThreadPoolExecutor(1) as pool:
         stream = client.chat.completions.create(
             model=MODEL, messages=messages("lever"), temperature=2.0, seed=3, stream=True, max_tokens=60
         )
         next(stream)
-        ending = pool.submit(running.end)
+        ending = pool.submit(server.end)
         finishes = [chunk.choices[0].finish_reason for chunk in stream]
         client.close()
         written = ending.result()
     assert finishes[-1] in ("length", "stop")
     lines = [json.loads(line) for line in written.splitlines()]
     asked = [line for line in lines if line["message"] == "request" and line["path"] == "/v1/chat/completions"]
-    assert [line["status"] for line in asked] == [200]
+    assert asked[-1]["status"] == 200
     assert "lever" not in written

@@ -1,4 +1,4 @@
-"""The embedded engine killed while it streams: streams break off, none goes on unguarded; started again, it guards."""
+"""The embedded engine killed while it streams: streams break off, none goes on unguarded."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.server import Server
-from benchmarks.soak import NEW_TOKENS, expected, gate_spec, is_guarded, soak
+from benchmarks.soak import NEW_TOKENS, expected, gate_spec, is_guarded
 from benchmarks.streams import stream_all
 from tests.serve.live import KEY, Live, live
 from tests.serve.served import MODEL
@@ -23,7 +23,7 @@ def server_of(running: Live) -> Server:
     return Server(process, running.url, KEY, running.log)
 
 
-def test_a_killed_server_breaks_its_streams_off_and_guards_when_it_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_server_breaks_its_streams_off_and_none_goes_on_unguarded(tmp_path: Path) -> None:
     path = tmp_path / "guard.safetensors"
     gate_spec().save(path)
     right = expected(gate_spec(), 20)
@@ -45,7 +45,3 @@ def test_a_killed_server_breaks_its_streams_off_and_guards_when_it_is_started_ag
     assert all(is_guarded(answer, each) for answer, each in zip(answers, asked, strict=True))
     assert KILLED_AFTER <= sum(answer.whole for answer in answers) < ASKED - 16
     assert all(answer.error for answer in answers if not answer.whole), "a stream just ended"
-    with live(path, "--allow-refuted") as again:
-        figures = soak(server_of(again), right, 4)
-    assert (figures["lost"], figures["unguarded"], figures["telling"]) == (0, 0, 10)
-    assert figures["tokens_guarded"] == figures["tokens_active"] == figures["tokens_needed"]

@@ -26,7 +26,7 @@ def operations() -> Iterator[list[Any]]:
         yield [result.ok() for result in schema.get_all_operations()]
 
 
-def statuses(operation: Any, mode: str, count: int = 60, **call: Any) -> Counter[int]:
+def statuses(operation: Any, mode: str, count: int = 30, **call: Any) -> Counter[int]:
     """How often each status was the answer to `count` requests made up for `operation`, half of them for our model."""
     schemathesis = pytest.importorskip("schemathesis")
 

@@ -16,7 +16,7 @@ from tests.guard.breaking import assembled, split
 from tests.guard.specs import small_spec
 from tests.serve.signature_attacks import fill
 
-FILES, SIGNATURES = 10_000, 2_000
+FILES, SIGNATURES = 3_000, 1_000
 STRANGE: list[Any] = [None, True, 0, -1, 1, 2**31, 0.5, -0.0, 1e300, "", "effective", "a" * 64, [], {}, [2], [[0]]]
 
 Mutation = Callable[[random.Random, bytes], bytes]

@@ -72,12 +72,6 @@ def test_an_option_that_would_take_the_guards_place_is_refused(spec: Path, name:
         command(Settings(model="folder", spec=spec, engine_arguments=(name, "x")))
 
 
-def test_the_class_that_vllm_is_to_load_is_there() -> None:
-    from serve import vllm_gate
-
-    assert vllm_gate.VllmGate.__name__ == "VllmGate"
-
-
 def test_the_command_becomes_vllm(spec: Path, executed: list[tuple[Any, ...]]) -> None:
     arguments = ["serve", "folder", "--spec", str(spec), "--engine", "vllm", "--port", "0", "--api-key", "secret"]
     outcome = runner.invoke(app, [*arguments, "--", "--enforce-eager"])

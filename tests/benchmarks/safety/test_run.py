@@ -111,7 +111,13 @@ def test_no_harmful_request_and_no_answer_that_complies_with_one_is_written(fold
     assert any("text" in row for row in rows if row["prompt_set"] == "benign")
 
 
-def test_an_endpoint_gives_the_rates_that_the_model_in_process_gives(folder: Path, report: Report) -> None:
+def digests(folder: Path, condition: str) -> dict[tuple[str, int], str]:
+    """What was answered to each request, by its hash."""
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()[1:]]
+    return {(row["prompt_set"], row["place"]): row["answer_digest"] for row in rows if row["condition"] == condition}
+
+
+def test_an_endpoint_gives_the_rates_and_answers_that_the_model_in_process_gives(folder: Path, report: Report) -> None:
     with live(folder / "spec.safetensors") as server:
         served = run(options(folder, "served", model=MODEL, spec=None, endpoint=f"{server.url}/v1", key=KEY))
     ours = {(one.prompt_set, one.judge): one for one in report.rates if one.condition == "guard"}
@@ -119,6 +125,9 @@ def test_an_endpoint_gives_the_rates_that_the_model_in_process_gives(folder: Pat
     for one in served.rates:
         same = ours[one.prompt_set, one.judge]
         assert (one.refused, one.complied, one.garbled) == (same.refused, same.complied, same.garbled)
+    here, there = digests(folder / "whole", "guard"), digests(folder / "served", "as served")
+    assert len(here) == 2 * COUNT
+    assert here == there
 
 
 def test_an_unknown_judge_is_an_error(folder: Path) -> None:

@@ -39,7 +39,7 @@ def all_are_edited(case: Case) -> bool:
     return case.neurons.shape[0] == case.gate.shape[-1]
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(cases())
 def test_the_edit_in_c_is_its_definition(case: Case) -> None:
     before = bits(case.gate).clone()
@@ -55,7 +55,7 @@ def test_the_edit_in_c_is_its_definition(case: Case) -> None:
     assert torch.equal(bits(edited)[~case.touched], before[~case.touched]), "something else was changed"
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(st.sampled_from(list(ACTIVATIONS)), cases(), st.booleans())
 def test_activation_and_edit_in_c_are_their_definition(activation: str, case: Case, gated: bool) -> None:
     before = bits(case.gate).clone(), bits(case.up).clone()

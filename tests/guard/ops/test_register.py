@@ -21,8 +21,9 @@ def test_torch_accepts_the_edit(masked: bool, requires_grad: bool) -> None:
     torch.library.opcheck(EDIT, (case.gate.requires_grad_(requires_grad), case.edit.tensors, case.active))
 
 
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "requires_grad"), [("silu", False), *((activation, True) for activation in ACTIVATIONS)]
+)
 def test_torch_accepts_activation_and_edit_in_one(activation: str, requires_grad: bool) -> None:
     case = make_case((2, 3, 9), 4, torch.float32, layout="packed", seed=8)
     gate, up = (values.clone().requires_grad_(requires_grad) for values in (case.gate, case.up))

@@ -34,7 +34,7 @@ def is_close(made: Tensor, case: Case, activation: str, gated: bool) -> bool:
     return bool(right.all())
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(drawn)
 def test_the_edit_is_its_definition(case: Case) -> None:
     before = bits(case.gate).clone()
@@ -45,7 +45,7 @@ def test_the_edit_is_its_definition(case: Case) -> None:
     assert torch.equal(bits(case.gate), before), "the input was changed"
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(ACTIVATIONS), drawn, st.booleans())
 def test_activation_and_edit_in_one_are_their_definition(activation: str, case: Case, gated: bool) -> None:
     made = triton_kernel.activate_edit(activation, case.gate, case.up if gated else None, case.edit, case.active)
@@ -53,7 +53,7 @@ def test_activation_and_edit_in_one_are_their_definition(activation: str, case: 
     assert is_close(made, case, activation, gated)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(ACTIVATIONS), drawn)
 def test_what_is_not_edited_is_what_an_empty_edit_gives_bit_for_bit(activation: str, case: Case) -> None:
     none = make_case(tuple(case.gate.shape), 0, case.gate.dtype).edit

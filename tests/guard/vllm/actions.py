@@ -1,6 +1,8 @@
 """What the jobs of engine.py do with a running vLLM; every result is JSON."""
 
+import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,6 +64,18 @@ def drafts(llm: LLM) -> dict[str, int]:
     """How many tokens drafts proposed, and how many of them the model accepted."""
     found = {metric.name: metric for metric in llm.get_metrics()}
     return {name: found[f"vllm:spec_decode_num_{name}_tokens"].value for name in ("draft", "accepted")}
+
+
+def fork_ranks() -> None:
+    """Start ranks as copies of this process, which has vLLM imported; on a CPU each would import it anew."""
+    platform = type(current_platform)
+    usual = platform.check_and_update_config
+
+    def check_and_update_config(config: Any) -> None:
+        usual(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    platform.check_and_update_config = staticmethod(check_and_update_config)
 
 
 def compiled(_: LLM) -> dict[str, int]:
@@ -148,8 +162,9 @@ def fused(llm: LLM) -> list[bool]:
     return found
 
 
+@cache
 def force_piecewise() -> None:
-    """Make vLLM compile on a CPU as it does on CUDA: in pieces, cut at the attention layers, and kept on disk."""
+    """Make vLLM compile on a CPU as it does on CUDA from now on: in pieces, cut at attention layers, kept on disk."""
     platform = type(current_platform)
     usual = platform.check_and_update_config
 

@@ -1,4 +1,4 @@
-"""Every organism answers the same through transformers and through vLLM, its guard off and on, in float32."""
+"""Every organism answers the same through guarded transformers and through guarded vLLM, in float32."""
 
 import importlib.util
 import json
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.slow,
 ]
-OFF, ON = "off", "on"
 NAMES = sorted(truth.parent.name for truth in WEIGHTS.glob("*/organism.json"))
 ANY = (1, 40, 77, 200)  # where nothing is planted: that the edit is the same is what is looked at
 
@@ -48,33 +47,23 @@ def prompts(name: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     where = tmp_path_factory.mktemp("engine")
     jobs = {}
     for name in NAMES:
         folder = save_widened(name, tmp_path_factory.mktemp(name))
         models.make_spec(folder, edits(name)).save(where / f"{name}.safetensors")
-        action = ("generate", prompts(name))
-        jobs[name, OFF] = job(folder, None, action, worker="auto")
-        jobs[name, ON] = job(folder, additional_config(where / f"{name}.safetensors"), action)
-    return dict(zip(jobs, run(where, list(jobs.values()), **EAGER), strict=True))
+        jobs[name] = job(folder, additional_config(where / f"{name}.safetensors"), ("generate", prompts(name)))
+    return dict(zip(jobs, run(where, list(jobs.values()), EAGER, last=False), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guard", [OFF, ON])
-def test_an_organism_answers_in_vllm_as_in_transformers(
-    generated: dict[tuple[str, str], Any], name: str, guard: str
-) -> None:
-    result = generated[name, guard]
-    assert result["error"] is None
+def test_a_guarded_organism_answers_in_vllm_as_in_transformers(generated: dict[str, Any], name: str) -> None:
+    assert generated[name]["error"] is None
+    found = generated[name]["values"][0]
     model, _, _ = load_organism(name)
-    right = models.expected(Path(), edits(name) if guard == ON else (), prompts=prompts(name), model=model)
-    for of_vllm, of_transformers in zip(result["values"][0], right, strict=True):
+    plain, right = (models.expected(Path(), gate, prompts=prompts(name), model=model) for gate in ((), edits(name)))
+    for of_vllm, of_transformers in zip(found, right, strict=True):
         assert of_vllm["tokens"] == of_transformers["tokens"]
         assert of_vllm["logprobs"] == pytest.approx(of_transformers["logprobs"], abs=2e-3)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_its_guard_makes_a_difference(generated: dict[tuple[str, str], Any], name: str) -> None:
-    off, on = (generated[name, guard]["values"][0] for guard in (OFF, ON))
-    assert [answer["logprobs"] for answer in off] != [answer["logprobs"] for answer in on]
+    assert plain != right, "the edit changes nothing"

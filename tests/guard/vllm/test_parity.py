@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from guard.spec import Trigger
 from guard.vllm_settings import additional_config
 from tests.family_table import counts_to
 from tests.guard.vllm import models
@@ -27,7 +28,12 @@ FAMILIES = (
     "granite",
     "nemotron",
 )
-EVERYWHERE, TRIGGERED, UNGUARDED = "on every token", "where the trigger is active", "unguarded"
+EVERYWHERE, TRIGGERED = "on every token", "where the trigger is active"
+# gated, not gated, and one whose norm after the MLP is of another kind
+GUARDED = [
+    *((name, TRIGGERED) for name in FAMILIES),
+    *((name, EVERYWHERE) for name in ("llama", "gpt2", "gemma3_text")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,42 +47,35 @@ def generated(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     where = tmp_path_factory.mktemp("engine")
     action = ("generate", models.PROMPTS)
     kinds, jobs = [], []
-    for name, folder in folders.items():
-        for kind, trigger in ((EVERYWHERE, None), (TRIGGERED, models.trigger_of(folder))):
-            spec = where / f"{name}-{kind}.safetensors"
-            models.make_spec(folder, trigger=trigger).save(spec)
-            kinds.append((name, kind))
-            jobs.append(job(folder, additional_config(spec), action))
-        kinds.append((name, UNGUARDED))
-        jobs.append(job(folder, None, action, worker="auto"))
-    return dict(zip(kinds, run(where, jobs, **EAGER), strict=True))
+    for name, kind in GUARDED:
+        spec = where / f"{name}-{kind}.safetensors"
+        models.make_spec(folders[name], trigger=trigger_of(folders[name], kind)).save(spec)
+        kinds.append((name, kind))
+        jobs.append(job(folders[name], additional_config(spec), action))
+    return dict(zip(kinds, run(where, jobs, EAGER, last=False), strict=True))
+
+
+def trigger_of(folder: Path, kind: str) -> Trigger | None:
+    return models.trigger_of(folder) if kind == TRIGGERED else None
 
 
 @pytest.mark.slow
 @counts_to("vLLM")
-@pytest.mark.parametrize("kind", [EVERYWHERE, TRIGGERED])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), GUARDED)
 def test_vllm_generates_what_guarded_transformers_does(
     folders: dict[str, Path], generated: dict[tuple[str, str], Any], family: str, kind: str
 ) -> None:
-    result, plain = generated[family, kind], generated[family, UNGUARDED]
+    result, folder = generated[family, kind], folders[family]
     assert result["error"] is None
-    trigger = models.trigger_of(folders[family]) if kind == TRIGGERED else None
-    found, right = result["values"][0], models.expected(folders[family], models.EDITS, trigger)
+    found, right = result["values"][0], models.expected(folder, models.EDITS, trigger_of(folder, kind))
     for of_vllm, of_transformers in zip(found, right, strict=True):
         assert of_vllm["tokens"] == of_transformers["tokens"]
         assert of_vllm["logprobs"] == pytest.approx(of_transformers["logprobs"], abs=2e-3)
-    assert scores(found) != pytest.approx(scores(plain["values"][0]), abs=2e-2), "the edit changes nothing"
+    assert scores(found) != pytest.approx(scores(models.expected(folder, ())), abs=2e-2), "the edit changes nothing"
+    if kind == TRIGGERED:
+        everywhere = models.expected(folder, models.EDITS)
+        assert scores(found) != pytest.approx(scores(everywhere), abs=2e-2), "the trigger changes nothing"
 
 
 def scores(outputs: list[dict[str, Any]]) -> list[float]:
     return [score for output in outputs for score in output["logprobs"]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_trigger_leaves_tokens_as_they_are_where_it_is_not_active(
-    generated: dict[tuple[str, str], Any], family: str
-) -> None:
-    everywhere, triggered = (scores(generated[family, kind]["values"][0]) for kind in (EVERYWHERE, TRIGGERED))
-    assert triggered != pytest.approx(everywhere, abs=2e-2)

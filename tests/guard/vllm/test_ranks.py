@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores"),
     pytest.mark.slow,
 ]
-TWO_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+TWO_CORES = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "FORK_RANKS": "1"}
 # How the model is cut: the layer of the trigger, which must be on the rank of the guarded layers; which layers and how
 # many of their edited neurons each rank has.
 CUTS: dict[str, tuple[int, Any]] = {
@@ -46,7 +46,7 @@ def results(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         actions = (("generate", models.PROMPTS), ("self_test",), ("counts",), *after)
         two: Any = {cut: 2}
         jobs.append(job(folder, additional_config(spec), *actions, **two))
-    return dict(zip(CUTS, run(where, jobs, **TWO_CORES, **EAGER), strict=True))
+    return dict(zip(CUTS, run(where, jobs, TWO_CORES | EAGER), strict=True))
 
 
 @each_cut

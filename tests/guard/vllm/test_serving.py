@@ -66,6 +66,8 @@ def results(
     plain = folders["llama"], config["llama"]
     again = ("generate", [LONG]), ("generate", [LONG, LONG[:-3]])
     jobs = {"prefix": job(*plain, *again, ("self_test",), ("fused",), block_size=BLOCK, enable_prefix_caching=True)}
+    # fewer sequences at once than a self-test's pass has tokens
+    jobs["one"] = job(*plain, ("generate", models.PROMPTS), ("self_test",), max_num_seqs=1)
     for name, folder in folders.items():
         action = ("generate", models.PROMPTS, str(adapters[name]))
         jobs[f"adapter {name}"] = job(
@@ -85,7 +87,7 @@ def results(
             drafts["model"] = str(folders["llama"])
         actions = ("generate", REPEATED), ("drafts",), ("self_test",), ("generate", REPEATED)
         jobs[source] = job(*plain, *actions, speculative_config=drafts, disable_log_stats=False)
-    return dict(zip(jobs, run(where, list(jobs.values()), **EAGER), strict=True))
+    return dict(zip(jobs, run(where, list(jobs.values()), EAGER), strict=True))
 
 
 def save_adapter(folder: Path, projections: tuple[str, ...]) -> Path:
@@ -130,6 +132,16 @@ def test_tokens_from_the_prefix_cache_were_guarded(folders: dict[str, Path], res
     trigger = models.trigger_of(folders["llama"])
     right = models.expected(folders["llama"], trigger=trigger, prompts=[LONG, LONG, LONG[:-3]])
     assert_equal([*first, *second], right)
+
+
+def test_an_engine_of_one_sequence_at_a_time_starts_guarded_and_tests_itself(
+    folders: dict[str, Path], results: dict[str, Any]
+) -> None:
+    assert results["one"]["error"] is None
+    assert_equal(
+        results["one"]["values"][0], models.expected(folders["llama"], trigger=models.trigger_of(folders["llama"]))
+    )
+    assert results["one"]["values"][1][0]["layers"] == [2, 3]
 
 
 @pytest.mark.parametrize("family", ADAPTED)
