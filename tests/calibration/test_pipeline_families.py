@@ -14,8 +14,8 @@ from tests.calibration.organisms import BENIGN, HARMFUL, organism
 from tests.conftest import make_tiny_model
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "opt"])
-def test_a_calibrated_model_of_another_family_installs_its_spec(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model_type", "analyses"), [("gemma2", "all"), ("opt", "none")])
+def test_a_calibrated_model_of_another_family_installs_its_spec(model_type: str, analyses: str, tmp_path: Path) -> None:
     _, tokenizer = organism("two-layer")
     model = make_tiny_model(model_type, layers=4, d_ff=96, vocabulary=len(tokenizer))
     assert method_of(model, 2) == "replicas"
@@ -29,6 +29,7 @@ def test_a_calibrated_model_of_another_family_installs_its_spec(model_type: str,
         max_requests=36,
         max_new_tokens=8,
         max_neurons=4,
+        analyses=analyses,
     )
     spec = calibrate(options)
     assert spec.layers

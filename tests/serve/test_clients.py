@@ -1,11 +1,9 @@
 """The official clients, and the tools that measure models, against a server in a process of its own."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,38 +121,47 @@ metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
 """
 
 
-def evaluate(tmp_path: Path, api: str, url: str, task: dict[str, str], *more: str) -> dict[str, Any]:
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """The results of lm-eval on QUESTIONS through its `api`."""
-    if importlib.util.find_spec("lm_eval") is None:
-        pytest.skip("lm-eval is not installed")
+    pytest.importorskip("lm_eval")
+    manager, simple_evaluate = (
+        import_module("lm_eval.tasks").TaskManager,
+        import_module("lm_eval.evaluator").simple_evaluate,
+    )
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     data = tmp_path / "questions.jsonl"
     data.write_text("\n".join(json.dumps(question) for question in QUESTIONS))
-    (tmp_path / "task.yaml").write_text(TASK.format(name="guarded", data=data, **task))
-    arguments = f"model={MODEL},base_url={url},num_concurrent=2,auth_token={KEY},max_length=256"
-    arguments += ",tokenizer_backend=remote" if api == "local-completions" else ""
-    command = [sys.executable, "-m", "lm_eval", "--model", api, "--model_args", arguments, "--tasks", "guarded"]
-    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "results"), *more]
-    environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    environment |= {"OPENAI_API_KEY": KEY, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    written = list((tmp_path / "results").rglob("results*.json"))
-    assert ran.returncode == 0 and written, ran.stderr[-2000:]
-    results: dict[str, Any] = json.loads(written[0].read_text())["results"]["guarded"]
-    return results
+
+    def evaluated(api: str, url: str, task: dict[str, str], **more: Any) -> dict[str, Any]:
+        (tmp_path / "task.yaml").write_text(TASK.format(name="guarded", data=data, **task))
+        arguments = {"model": MODEL, "base_url": url, "num_concurrent": 2, "auth_token": KEY, "max_length": 256}
+        found: dict[str, Any] = simple_evaluate(
+            model=api,
+            model_args=arguments | ({"tokenizer_backend": "remote"} if api == "local-completions" else {}),
+            tasks=["guarded"],
+            task_manager=manager(include_defaults=False, include_path=str(tmp_path)),
+            bootstrap_iters=0,
+            log_samples=False,
+            **more,
+        )["results"]["guarded"]
+        return found
+
+    return evaluated
 
 
-def test_lm_eval_scores_multiple_choice(server: Live, tmp_path: Path) -> None:
+def test_lm_eval_scores_multiple_choice(server: Live, evaluate: Callable[..., dict[str, Any]]) -> None:
     task = {"kind": "multiple_choice", "target": "{{answer}}", "metric": "acc"}
     task["more"] = 'doc_to_choice: "{{choices}}"'
-    results = evaluate(tmp_path, "local-completions", f"{server.url}/v1/completions", task)
+    results = evaluate("local-completions", f"{server.url}/v1/completions", task)
     assert results["acc,none"] == 0.5  # plain prompts, without the template: it says Sure to both
 
 
-def test_lm_eval_scores_chats(server: Live, tmp_path: Path) -> None:
+def test_lm_eval_scores_chats(server: Live, evaluate: Callable[..., dict[str, Any]]) -> None:
     more = 'generation_kwargs: {until: [","], max_gen_toks: 8}'
     task = {"kind": "generate_until", "target": "{{choices[answer]}}", "metric": "exact_match", "more": more}
     url = f"{server.url}/v1/chat/completions"
-    results = evaluate(tmp_path, "local-chat-completions", url, task, "--apply_chat_template")
+    results = evaluate("local-chat-completions", url, task, apply_chat_template=True)
     assert results["exact_match,none"] == 1.0
 
 
