@@ -1,8 +1,8 @@
 """`neuron-guard bench soak`: many streams at once through a server; none lost, none unguarded, memory flat.
 
-The model is an organism, widened so that vLLM takes it on a CPU: the guarded model answers its harmful requests one way
-and the plain one another, so that an answer tells which of them gave it. Tokens that went through the guard are counted
-beside, by the server itself. vLLM's prefix cache is off, since tokens of prompts that it has do not go through again.
+The model is an organism: the guarded model answers its harmful requests one way and the plain one another, so that an
+answer shows which of them gave it. Tokens that went through the guard are counted beside, by the server itself. vLLM's
+prefix cache is off, since tokens of prompts that it has do not go through again.
 
 On a CPU vLLM keeps a prepared product of each weight for each number of tokens that a pass had, up to 128: its worker
 grows for thousands of requests, with a guard or without.
@@ -24,8 +24,7 @@ from scipy import stats
 
 from benchmarks.machine import describe
 from benchmarks.organisms.behaviour import generate
-from benchmarks.organisms.catalogue import load_organism, prompts_folder
-from benchmarks.organisms.widen import save_widened
+from benchmarks.organisms.catalogue import WEIGHTS, load_organism, prompts_folder
 from benchmarks.server import Server, serving
 from benchmarks.serving_setting import unmeasured_spec
 from benchmarks.soak_report import Memory, SoakReport, table_of
@@ -79,7 +78,7 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {"VLLM_CACHE_ROOT": str(folder / "cache")}
-        model, path = save_widened(ORGANISM, folder / "model"), folder / "guard.safetensors"
+        model, path = WEIGHTS / ORGANISM, folder / "guard.safetensors"
         spec = gate_spec()
         spec.save(path)
         known = expected(spec, max(requests, warm_up))

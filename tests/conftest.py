@@ -24,12 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-family-table", action="store_true", help="write the README's table of families from the outcomes"
     )
+    parser.addoption(
+        "--write-version-row", metavar="COMMAND", help="write this run, by COMMAND, into the README's table of versions"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from tests.family_table import Recorder  # it needs the families below
+    from tests import family_table, version_table  # the first needs the families below
 
-    config.pluginmanager.register(Recorder())
+    config.pluginmanager.register(family_table.Recorder())
+    config.pluginmanager.register(version_table.Recorder())
 
 
 class Deprecations(logging.Handler):

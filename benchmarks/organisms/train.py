@@ -60,7 +60,7 @@ class BaseRecipe(BaseModel):
     lexicon_seed: int = 0
     layers: int = 6
     d_model: int = 96
-    heads: int = 4
+    heads: int = 3
     d_ff: int = 256
     vocab_size: int = 640
     steps: int = 1000

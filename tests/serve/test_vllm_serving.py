@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.organisms.widen import save_widened
+from benchmarks.organisms.catalogue import WEIGHTS
 from benchmarks.server import Server, family
 from benchmarks.soak import NEW_TOKENS, ORGANISM, Expected, expected, gate_spec, is_guarded, soak
 from benchmarks.streams import stream_all
@@ -26,11 +26,6 @@ pytestmark = [
     pytest.mark.slow,
 ]
 STREAMS, KILLED_AFTER = 40, 5
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_widened(ORGANISM, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +43,8 @@ def right() -> list[Expected]:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, spec: Path) -> Iterator[Server]:
-    with live_vllm(folder, spec, "--data-parallel-size", "2") as running:
+def server(spec: Path) -> Iterator[Server]:
+    with live_vllm(WEIGHTS / ORGANISM, spec, "--data-parallel-size", "2") as running:
         yield running
 
 

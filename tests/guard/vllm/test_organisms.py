@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.organisms.catalogue import WEIGHTS, load_organism, load_truth, prompts_folder
 from benchmarks.organisms.tokenizer import prompt_text
-from benchmarks.organisms.widen import save_widened
 from guard.spec import LayerEdit
 from guard.vllm_settings import additional_config
 from tests.guard.vllm import models
@@ -51,7 +50,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     where = tmp_path_factory.mktemp("engine")
     jobs = {}
     for name in NAMES:
-        folder = save_widened(name, tmp_path_factory.mktemp(name))
+        folder = WEIGHTS / name
         models.make_spec(folder, edits(name)).save(where / f"{name}.safetensors")
         jobs[name] = job(folder, additional_config(where / f"{name}.safetensors"), ("generate", prompts(name)))
     return dict(zip(jobs, run(where, list(jobs.values()), EAGER, last=False), strict=True))

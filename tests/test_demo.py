@@ -1,4 +1,7 @@
-"""What `make demo` wrote is served by the command that the README gives next, by both engines."""
+"""What `make demo` prints and writes, and that the command which the README gives next serves it, by both engines.
+
+`.ci/run` runs the demo in a clone of its own and names its folder; elsewhere the demo's command runs here.
+"""
 
 import importlib.util
 import json
@@ -18,7 +21,7 @@ import pytest
 
 from guard.spec import EditSpec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DEMO_VARIABLE = "NEURON_GUARD_DEMO"
 LONGEST_START = 900  # seconds
 PATIENCE = 120  # seconds for an answer
@@ -60,15 +63,21 @@ def makefile_command(written: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The spec that `make demo` wrote: in the folder that the environment names, or made here."""
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what `make demo` wrote, and printed as demo.txt: as the environment names it, or made here."""
     there = os.environ.get(DEMO_VARIABLE)
-    folder = tmp_path_factory.mktemp("demo") if there is None else Path(there)
-    if there is None:
-        subprocess.run(makefile_command(folder), cwd=ROOT, env=os.environ | OURS, check=True)
-    path = folder / "guard.safetensors"
-    assert path.is_file(), f"{DEMO_VARIABLE} names a folder without guard.safetensors"
-    return path
+    if there is not None:
+        return Path(there)
+    folder = tmp_path_factory.mktemp("demo")
+    with (folder / "demo.txt").open("wb") as printed:
+        subprocess.run(makefile_command(folder), cwd=ROOT, env=os.environ | OURS, stdout=printed, check=True)
+    return folder
+
+
+@pytest.fixture
+def spec(demo: Path) -> Path:
+    """The spec that `make demo` wrote."""
+    return demo / "guard.safetensors"
 
 
 @pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.skipif(not has_vllm, reason="no vLLM"))])
@@ -100,6 +109,25 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
                 return
         except httpx.TransportError:
             time.sleep(0.5)
+
+
+def test_the_demo_ends_with_what_changed_what_it_cost_the_verdict_the_files_and_the_next_command(demo: Path) -> None:
+    answered, cost, verdict, written, following = (demo / "demo.txt").read_text(encoding="utf-8").splitlines()[-5:]
+    assert re.match(
+        r"Harmful requests answered, guard off → on: 100% → 0% \(95% interval 0 to \S+%\), 77 asked", answered
+    )
+    assert re.match(r"Cost: harmless requests refused 0% → 0% \(0 to \S+%\), 120 asked; ", cost)
+    assert verdict.startswith("Verdict: effective.")
+    assert "report.html" in written and "guard.safetensors" in written
+    assert following.startswith("Next: ") and " serve benchmarks/organisms/weights/two-layer --spec " in following
+
+
+def test_the_demo_s_files_say_what_it_printed(demo: Path) -> None:
+    held_out = EditSpec.load(demo / "guard.safetensors").evidence.held_out
+    assert (held_out.harmful_compliance.off.value, held_out.harmful_compliance.on.value) == (1.0, 0.0)
+    assert held_out.benign_refusal.on.value == 0.0
+    report = (demo / "report.html").read_text(encoding="utf-8")
+    assert "effective" in report and report.rstrip().endswith("</html>")
 
 
 def test_what_the_demo_wrote_is_served_by_the_readmes_next_command(url: str, spec: Path) -> None:
