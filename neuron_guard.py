@@ -180,10 +180,10 @@ def calibrate(
     Interrupted, the same command resumes.
     """
     from calibration.closing import closing
-    from calibration.launch import launched
     from calibration.options import CalibrationOptions
     from calibration.pipeline import calibrate as run
-    from calibration.processes import is_first
+    from calibration.runs.launch import launched
+    from calibration.runs.processes import is_first
     from calibration.summary import summary
 
     options = CalibrationOptions(
@@ -243,8 +243,8 @@ def inspect(
     console.print(summary(loaded))
     if model is None:
         return
-    from calibration.models import load_model
-    from guard.fingerprint import verify
+    from calibration.runs.models import load_model
+    from guard.spec.fingerprint import verify
 
     network, tokenizer = load_model(model, device=device, dtype=dtype.value)
     verify(loaded, network, tokenizer)
@@ -270,7 +270,7 @@ def fold(
 
     Scales and ablations can be folded; a clamp or a trigger cannot, and is refused. Exits with 2 where it is.
     """
-    from calibration.models import load_model
+    from calibration.runs.models import load_model
     from guard import EditSpec
     from serve.fold import check_checkpoint, check_request, write_folded
 

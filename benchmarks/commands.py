@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.flags import (
+from benchmarks.common.flags import (
     Device,
     JudgeClassifier,
     JudgeKey,
@@ -52,28 +52,28 @@ def localisation(
     ] = None,
 ) -> None:
     """Compare ways of finding a gate on every organism, in effect and harm left, and what is claimed with the truth."""
-    from benchmarks.localisation import run
+    from benchmarks.localisation.run import run
 
     run(seed=seed, output=output, folder=folder, organisms=tuple(organism or ()))
 
 
 def claims(seed: Seed = 0, output: Output = None) -> None:
     """Ask forty times for claims that are false of an organism by construction: they must not be made."""
-    from benchmarks.false_claims import run
+    from benchmarks.localisation.false_claims import run
 
     run(seed=seed, output=output)
 
 
 def shuffled(seed: Seed = 0, output: Output = None) -> None:
     """Calibrate on shuffled labels twenty times: a gate that does not exist must not be found."""
-    from benchmarks.shuffled import run
+    from benchmarks.localisation.shuffled import run
 
     run(seed=seed, output=output)
 
 
 def effects(seed: Seed = 0, output: Output = None) -> None:
     """Compare exact neuron effects with hook-by-hook patching: the largest difference and the speed, in one run."""
-    from benchmarks.effects import run
+    from benchmarks.scaling.effects import run
 
     run(seed=seed, output=output)
 
@@ -86,7 +86,7 @@ def calibration(
     ] = False,
 ) -> None:
     """Measure how a calibration's seconds and memory grow with prompts, layers, d_ff and model size."""
-    from benchmarks.calibration import run
+    from benchmarks.scaling.run import run
 
     run(output, page, quick=quick)
 
@@ -101,7 +101,7 @@ def op(
     seed: Seed = 0,
 ) -> None:
     """Time the fused op against a dense clamp and against the layer without an edit, on this machine's device."""
-    from benchmarks.op import run
+    from benchmarks.op.run import run
 
     run(output=output, plot=plot, page=page, device=device, dtype=dtype.value, quick=quick, seed=seed)
 
@@ -116,7 +116,7 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Compare tokens per second of guarded and plain models in transformers' generate, eager and compiled."""
-    from benchmarks.generate import run
+    from benchmarks.serving.generate import run
 
     run(output=output, page=page, device=device, dtype=dtype.value, quick=quick, trigger=trigger, seed=seed)
 
@@ -149,7 +149,7 @@ def serving(
     seed: Seed = 0,
 ) -> None:
     """Compare serving without a guard, with an idle and with an active one: throughput, first token, further tokens."""
-    from benchmarks.serving import BATCHES, run
+    from benchmarks.serving.run import BATCHES, run
 
     run(
         engine=engine.value,
@@ -210,7 +210,7 @@ def soak(
     output: Output = None,
 ) -> None:
     """Keep many streams open through a server: is none lost, every one guarded, memory flat?"""
-    from benchmarks.soak import run
+    from benchmarks.serving.soak import run
 
     run(engine=engine.value, requests=requests, concurrency=concurrency, warm_up=warm_up, eager=eager, output=output)
 

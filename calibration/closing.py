@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from calibration.options import CalibrationOptions
-from guard.spec import EditSpec, Estimate, HeldOut
+from guard.spec.edit_spec import EditSpec, Estimate, HeldOut
 
 COMMAND = "neuron-guard"
 WIDTH = 100

@@ -13,22 +13,22 @@ from typing import Literal
 
 from calibration.analyses.registry import analyse, chosen
 from calibration.analyses.subject import Subject
-from calibration.bounds import Budget
-from calibration.checkpoint import Checkpoint, compute_anew
-from calibration.findings import Findings, Settings, find
-from calibration.launch import in_step
-from calibration.material import Answers, Encoder, Sources, pair_up, prepare_material
-from calibration.models import load_model, weights_digest
+from calibration.evidence.verdict import Output
 from calibration.options import CalibrationOptions
-from calibration.processes import Shared, is_first
-from calibration.progress import shown_progress
-from calibration.prompts import load_jailbreaks, load_requests, require_disjoint
-from calibration.report import AnswerPair, write_report
-from calibration.selection import SelectionSettings
-from calibration.shelf import Shelf
-from calibration.verdict import Output
-from guard.fingerprint import fingerprint
-from guard.spec import Analyses, EditSpec, Evidence, Provenance
+from calibration.prompts.material import Answers, Encoder, Sources, pair_up, prepare_material
+from calibration.prompts.request_sets import load_jailbreaks, load_requests, require_disjoint
+from calibration.report.page_report import AnswerPair, write_report
+from calibration.runs.checkpoint import Checkpoint, compute_anew
+from calibration.runs.launch import in_step
+from calibration.runs.models import load_model, weights_digest
+from calibration.runs.processes import Shared, is_first
+from calibration.runs.progress import shown_progress
+from calibration.runs.shelf import Shelf
+from calibration.search.bounds import Budget
+from calibration.search.findings import Findings, Settings, find
+from calibration.search.selection import SelectionSettings
+from guard.spec.edit_spec import Analyses, EditSpec, Evidence, Provenance
+from guard.spec.fingerprint import fingerprint
 
 PACKAGES = ("neuron-guard", "torch", "transformers", "optuna", "scikit-learn")
 

@@ -12,9 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from calibration.display import estimate, listed, number, percent, plural, probability
-from calibration.verdict import SIGNIFICANCE
-from guard.spec import BenignRates, Claim, EditSpec, Estimate, LayerEdit, NeuronEvidence, OffOn
+from calibration.evidence.verdict import SIGNIFICANCE
+from calibration.report.display import estimate, listed, number, percent, plural, probability
+from guard.spec.edit_spec import BenignRates, Claim, EditSpec, Estimate, LayerEdit, NeuronEvidence, OffOn
 
 NEURONS_SHOWN = 10
 

@@ -5,6 +5,6 @@ Importing it costs what torch costs; transformers is imported by whoever has a m
 
 from guard.errors import NeuronGuardError
 from guard.hf import install
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 __all__ = ["EditSpec", "NeuronGuardError", "install"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from guard.architectures import Architecture, architecture_of, configuration, unwrap
 from guard.errors import EditNotAppliedError, FoldError, ModelMismatchError
-from guard.spec import LayerEdit, Trigger
-from guard.wrappers import Wrapper
+from guard.families.architectures import Architecture, architecture_of, configuration, unwrap
+from guard.runtime.wrappers import Wrapper
+from guard.spec.edit_spec import LayerEdit, Trigger
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -15,15 +15,15 @@ from typing import Self
 import torch
 from torch import nn
 
-from guard import selftest
-from guard.architectures import Architecture, architecture_of
-from guard.buffers import EditBuffers
-from guard.counts import Counts
 from guard.errors import EditNotAppliedError, ModelMismatchError, RefutedSpecError, SpecError, UnsupportedModelError
-from guard.fingerprint import Tokenizer, verify
-from guard.spec import EditSpec, LayerEdit, Trigger
-from guard.trigger import TriggerReadout
-from guard.wrappers import ActiveMask, GuardedDownProjection, TriggeredEntry, Wrapper
+from guard.families.architectures import Architecture, architecture_of
+from guard.runtime import selftest
+from guard.runtime.buffers import EditBuffers
+from guard.runtime.counts import Counts
+from guard.runtime.trigger import TriggerReadout
+from guard.runtime.wrappers import ActiveMask, GuardedDownProjection, TriggeredEntry, Wrapper
+from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
+from guard.spec.fingerprint import Tokenizer, verify
 
 
 @dataclass(frozen=True)

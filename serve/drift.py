@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from guard.counts import Tally
-from guard.spec import EditSpec
+from guard.runtime.counts import Tally
+from guard.spec.edit_spec import EditSpec
 
 FALSE_ALARM = 0.01
 STAKES = tuple(2.0**-power for power in range(1, 9))  # of the most that can be bet without going into debt

@@ -6,11 +6,11 @@ The endpoint knows HTTP and OpenAI's documents; an engine knows tokens and model
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from serve.guarded import GuardedModel
+from serve.hf.guarded import GuardedModel
+from serve.hf.ticket import Ticket
+from serve.http.prompts import Prompts
 from serve.job import Job
-from serve.prompts import Prompts
 from serve.status import GuardStatus
-from serve.ticket import Ticket
 
 
 class Engine(Protocol):

@@ -26,14 +26,14 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from guard.architectures import architecture_of
 from guard.errors import FoldError, ModelMismatchError, RefutedSpecError
-from guard.fingerprint import chat_template_digest, verify
+from guard.families.architectures import architecture_of
 from guard.fold import check_foldable, fold_edits
 from guard.hf import install
-from guard.measures import Frozen
-from guard.selftest import probe_logits
-from guard.spec import EditSpec
+from guard.runtime.selftest import probe_logits
+from guard.spec.edit_spec import EditSpec
+from guard.spec.fingerprint import chat_template_digest, verify
+from guard.spec.measures import Frozen
 
 RECORD_FILE = "neuron_guard.json"
 # Not *.safetensors: servers load every such file of a folder as weights.

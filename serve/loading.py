@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from guard import EditSpec
-from serve.errors import StartError
-from serve.guarded import GuardedModel
+from serve.hf.guarded import GuardedModel
+from serve.http.errors import StartError
 from serve.settings import Settings
 from serve.signing import require_signature
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 from serve.status import GuardStatus
 
 REQUEST_COUNTS = {

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guard import files, store, strict_json
 from guard.errors import NeuronGuardError
-from guard.spec import EditSpec
+from guard.spec import atomic_files as files
+from guard.spec import store, strict_json
+from guard.spec.edit_spec import EditSpec
 
 SUFFIX = ".sig"
 LARGEST = 16 * 2**10  # bytes of a signature or key file

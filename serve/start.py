@@ -12,13 +12,13 @@ import typer
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
-from serve.app import create_app
-from serve.errors import StartError
-from serve.hf_engine import DEFAULT_BATCH, HfEngine
+from serve.hf.engine import DEFAULT_BATCH, HfEngine
+from serve.http.app import create_app
+from serve.http.errors import StartError
 from serve.loading import load_guarded
 from serve.logs import write_json_lines
 from serve.settings import Settings
-from serve.vllm_launch import launch
+from serve.vllm.launch import launch
 
 
 def serve(settings: Settings) -> None:

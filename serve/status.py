@@ -9,8 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from guard.counts import Tally
-from guard.spec import EditSpec
+from guard.runtime.counts import Tally
+from guard.spec.edit_spec import EditSpec
 from serve.drift import Drift
 
 KEPT_SELF_TESTS = 100

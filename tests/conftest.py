@@ -10,7 +10,7 @@ from hypothesis import settings
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from guard.families import FAMILIES as FAMILY_TABLE
+from guard.families.table import FAMILIES as FAMILY_TABLE
 
 # Tiny models gain nothing from threads, and on a busy machine wait for each of them.
 torch.set_num_threads(1)

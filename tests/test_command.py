@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from calibration.closing import closing
 from calibration.options import CalibrationOptions
 from guard.errors import NeuronGuardError
-from guard.fingerprint import fingerprint
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
+from guard.spec.fingerprint import fingerprint
 from neuron_guard import app
 from tests.calibration.example_spec import example_spec
 from tests.conftest import TinyModel

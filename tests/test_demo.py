@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 ROOT = Path(__file__).parents[1]
 DEMO_VARIABLE = "NEURON_GUARD_DEMO"

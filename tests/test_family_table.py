@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.families import FAMILIES as FAMILY_TABLE
+from guard.families.table import FAMILIES as FAMILY_TABLE
 from tests import family_table
 from tests.conftest import FAMILIES, MIXTURES
 from tests.family_table import GUARDED, PROPERTIES, README, claims_in, merged, section_of

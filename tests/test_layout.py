@@ -21,15 +21,15 @@ MAY_IMPORT = {
 }
 GUARD_MAY_IMPORT = {"torch", "safetensors", "pydantic"}
 ONLY_IN = {
-    "vllm": {"guard/vllm_worker.py", "benchmarks/serving_vllm.py"},  # where it serves, and where that is timed
+    "vllm": {"guard/vllm/worker.py", "benchmarks/serving/vllm.py"},  # where it serves, and where that is timed
     "triton": {"guard/ops/triton_kernel.py"},
-    "liger_kernel": {"benchmarks/op_peers.py"},  # compared with where it is installed
-    "bitsandbytes": {"benchmarks/robustness/quantisation.py"},  # rounds weights where it is installed
+    "liger_kernel": {"benchmarks/op/peers.py"},  # compared with where it is installed
+    "bitsandbytes": {"benchmarks/robustness/attacks/quantisation.py"},  # rounds weights where it is installed
     "lm_eval": {"benchmarks/tasks/harness.py"},
     "aiohttp": {"benchmarks/tasks/harness.py"},  # what lm-eval asks an endpoint with
     "nltk": {"benchmarks/tasks/harness.py"},  # what one of its tasks needs
     "inspect_ai": {"benchmarks/safety/inspect_refusal.py"},
-    "matplotlib": {"benchmarks/safety/curve_picture.py"},
+    "matplotlib": {"benchmarks/safety/curve/picture.py"},
 }
 TYPES_ONLY = {"guard/hf.py": {"transformers"}}
 # The name to import, where it is not the name to install.

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.judges.judge import Exchange
-from calibration.behaviour import pad_token
-from calibration.models import choose_device, load_model
+from calibration.judging.behaviour import pad_token
+from calibration.runs.models import choose_device, load_model
 from guard.errors import NeuronGuardError
 
 BEHAVIOR, GENERATION = "{behavior}", "{generation}"

@@ -1,7 +1,8 @@
 """Whether a text is broken: empty, without words, or a phrase over and over.
 
-It sees text alone, since an endpoint gives nothing else. `calibration.behaviour` sees tokens too, and how unlikely the
-unguarded model finds them; what it calls garbled and this does not is fluent text that the model would not have said.
+It sees text alone, since an endpoint gives nothing else. `calibration.judging.behaviour` sees tokens too, and how
+unlikely the unguarded model finds them; what it calls garbled and this does not is fluent text that the model would
+not have said.
 """
 
 import re

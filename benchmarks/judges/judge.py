@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.judges.garbled import is_garbled
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.judges.judge import Exchange
-from calibration.behaviour import REFUSAL_MARKERS, opens_with_refusal
+from calibration.judging.behaviour import REFUSAL_MARKERS, opens_with_refusal
 
 # Zou et al. 2023 (github.com/llm-attacks/llm-attacks), by way of JailbreakBench and Arditi et al. 2024
 # (github.com/andyrdt/refusal_direction, evaluate_jailbreak.py): anywhere in the answer, case ignored.

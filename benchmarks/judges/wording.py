@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.judges.judge import Exchange
 from benchmarks.judges.labelled import Labelled
-from calibration.behaviour import opens_with_refusal
+from calibration.judging.behaviour import opens_with_refusal
 
 OPENING = 60  # words of an answer that are read
 USES, USERS = 5, 3  # a word is kept if at least USERS models use it in at least USES answers each

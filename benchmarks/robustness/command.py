@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.flags import (
+from benchmarks.common.flags import (
     AllowRefuted,
     BatchSize,
     CalibratedHarmful,

@@ -4,11 +4,11 @@ from typing import get_args
 
 from pydantic import model_validator
 
+from benchmarks.robustness.attacks.suffix import Budget
 from benchmarks.robustness.result import AttackName
-from benchmarks.robustness.suffix import Budget
 from benchmarks.safety.options import SubjectOptions
 from guard.errors import NeuronGuardError
-from guard.measures import Frozen
+from guard.spec.measures import Frozen
 
 ADAPTIVE: frozenset[AttackName] = frozenset({"suffix", "fine-tuning"})
 

@@ -20,9 +20,9 @@ from benchmarks.organisms.measure import aligned
 from benchmarks.robustness.subject import Subject, Target, by_exact_text
 from calibration.options import CalibrationOptions
 from calibration.pipeline import read_sources
-from calibration.prompts import Request
+from calibration.prompts.request_sets import Request
 from guard.errors import NeuronGuardError
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 DIGESTS = Path(__file__).parent / "digests.json"
 REFUSING = "refuses unguarded"
@@ -35,7 +35,7 @@ class NotAnOrganismError(NeuronGuardError):
 def exact_weights_digest(model: nn.Module) -> str:
     """Sha256, in hex, of every parameter by name, shape and value as float32.
 
-    Of every value, where `calibration.models.weights_digest` takes a sample: this one must not be forged.
+    Of every value, where `calibration.runs.models.weights_digest` takes a sample: this one must not be forged.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -7,11 +7,11 @@ same requests by more than chance, over all attacks that were tried.
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from benchmarks.safety.conditions import GUARDED
+from benchmarks.safety.conditions.catalogue import GUARDED
 from benchmarks.safety.report import Run
-from calibration.behaviour import Behaviour
-from calibration.statistics import benjamini_hochberg, rate_drop_p_value, wilson_estimate
-from guard.measures import Estimate, Frozen
+from calibration.effects.statistics import benjamini_hochberg, rate_drop_p_value, wilson_estimate
+from calibration.judging.behaviour import Behaviour
+from guard.spec.measures import Estimate, Frozen
 
 AttackName = Literal["replay", "prefill", "suffix", "fine-tuning", "quantisation"]
 FALSE_DISCOVERIES = 0.05

@@ -10,23 +10,23 @@ from functools import partial
 
 from rich.console import Console
 
-from benchmarks.machine import describe
+from benchmarks.common.machine import describe
 from benchmarks.robustness import tables
-from benchmarks.robustness.fine_tuning import TRAININGS, fine_tuning
+from benchmarks.robustness.attacks.fine_tuning import TRAININGS, fine_tuning
+from benchmarks.robustness.attacks.prefill import prefill
+from benchmarks.robustness.attacks.quantisation import FORMS, quantisation
+from benchmarks.robustness.attacks.replay import StaticAttack, replay
+from benchmarks.robustness.attacks.suffix_attack import searches_of, suffix
 from benchmarks.robustness.options import Options
 from benchmarks.robustness.organisms import OwnOrganism, exact_weights_digest, require_organism
-from benchmarks.robustness.prefill import prefill
-from benchmarks.robustness.quantisation import FORMS, quantisation
-from benchmarks.robustness.replay import StaticAttack, replay
 from benchmarks.robustness.result import AttackName, AttackResult, Report
 from benchmarks.robustness.subject import Subject
 from benchmarks.robustness.subjects import model_of, organism_of
-from benchmarks.robustness.suffix_attack import searches_of, suffix
 from benchmarks.safety.prompt_sets import digest_of_all
 from benchmarks.safety.report import Clock, Run, command_line, versions
-from calibration.checkpoint import Checkpoint
-from calibration.findings import StageBars
-from calibration.progress import shown_progress
+from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.progress import shown_progress
+from calibration.search.findings import StageBars
 from guard.errors import NeuronGuardError
 
 NO_SUFFIXES = (

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.judges.judge import Exchange, classify
 from benchmarks.judges.wording import wording_judge
-from benchmarks.safety.conditions import GUARDED, PLAIN
-from calibration.behaviour import Behaviour, generate, opens_with_refusal
-from calibration.prompts import Request, encode
+from benchmarks.safety.conditions.catalogue import GUARDED, PLAIN
+from calibration.judging.behaviour import Behaviour, generate, opens_with_refusal
+from calibration.prompts.request_sets import Request, encode
 from guard.errors import ModelMismatchError, SelfTestError, UnsupportedModelError
 from guard.hf import Installation, install, install_edits
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 Tokens = tuple[int, ...]
 Classify = Callable[[Sequence[Request], Sequence[str], Sequence[str]], list[Behaviour]]

@@ -4,17 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.organisms.language import WRAPPERS
+from benchmarks.robustness.attacks.replay import StaticAttack, published, wrappers
 from benchmarks.robustness.options import Options
 from benchmarks.robustness.organisms import OwnOrganism, calibration_of, own_organism
-from benchmarks.robustness.replay import StaticAttack, published, wrappers
 from benchmarks.robustness.subject import Subject, by_wording
 from benchmarks.safety.prompt_sets import available, choose, own
-from calibration.behaviour import Behaviour, generate
-from calibration.models import load_model
+from calibration.judging.behaviour import Behaviour, generate
 from calibration.pipeline import calibrate
-from calibration.prompts import Request, load_requests
-from calibration.splits import sample
-from guard.spec import EditSpec
+from calibration.prompts.request_sets import Request, load_requests
+from calibration.prompts.splits import sample
+from calibration.runs.models import load_model
+from guard.spec.edit_spec import EditSpec
 
 SPEC = "guard.safetensors"
 KNOWN, UNKNOWN = "wrappers that it was trained with", "wrappers that it has never seen"

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from benchmarks.robustness.organisms import REFUSING
 from benchmarks.robustness.result import AttackName, Report, Row
-from benchmarks.safety.conditions import GUARDED
-from calibration.display import number, percent
-from guard.measures import Estimate
+from benchmarks.safety.conditions.catalogue import GUARDED
+from calibration.report.display import number, percent
+from guard.spec.measures import Estimate
 
 IN_WORDS: dict[AttackName, str] = {
     "replay": "static attacks replayed",

@@ -19,9 +19,9 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState, generate
 
 from benchmarks.judges.judge import Exchange, Judge, classify
+from benchmarks.safety.conditions.respondents import Respondent
 from benchmarks.safety.prompt_sets import Prompts, digest_of
-from benchmarks.safety.respondents import Respondent
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 from guard.errors import NeuronGuardError
 
 

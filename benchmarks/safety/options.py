@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from guard.measures import Frozen
+from guard.spec.measures import Frozen
 
 Suite = Literal["quick", "full"]
 

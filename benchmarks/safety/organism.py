@@ -7,11 +7,11 @@ made again from the same files by the same seed, so no request that chose the ga
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.localisation import UnknownOrganismError
+from benchmarks.localisation.run import UnknownOrganismError
 from benchmarks.organisms.calibrating import calibration_options, truth_of
 from benchmarks.organisms.catalogue import WEIGHTS
 from benchmarks.organisms.language import REFUSALS
-from benchmarks.safety.conditions import Calibrated
+from benchmarks.safety.conditions.catalogue import Calibrated
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import (
     PUBLISHED_ATTACKS,
@@ -24,11 +24,11 @@ from benchmarks.safety.prompt_sets import (
     own,
 )
 from benchmarks.safety.subject import Subject, SubjectError, asked, kind_of_file
-from calibration.material import DEFAULT_REFUSAL, Sources
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate, read_sources
-from calibration.prompts import Request
-from guard.spec import EditSpec
+from calibration.prompts.material import DEFAULT_REFUSAL, Sources
+from calibration.prompts.request_sets import Request
+from guard.spec.edit_spec import EditSpec
 
 BUILT = Path(__file__).parents[2] / "build" / "organisms"
 SPEC, EVIDENCE = "guard.safetensors", "calibration.html"

@@ -6,15 +6,16 @@ It opens with what the guard gains and what it costs, and ends with what was lef
 
 from pathlib import Path
 
-from benchmarks.safety import curve, tables
-from benchmarks.safety.conditions import GUARDED, PLAIN
-from benchmarks.safety.outcomes import ALL
-from benchmarks.safety.rates import Difference, Rate
+from benchmarks.safety import tables
+from benchmarks.safety.conditions.catalogue import GUARDED, PLAIN
+from benchmarks.safety.curve import document as curve
+from benchmarks.safety.measures.outcomes import ALL
+from benchmarks.safety.measures.rates import Difference, Rate
 from benchmarks.safety.report import Report
-from calibration.page import template, write_page
+from calibration.report.page import template, write_page
 from guard.errors import NeuronGuardError
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 class PageError(NeuronGuardError):

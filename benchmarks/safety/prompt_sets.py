@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.safety.options import Suite
-from calibration.prompts import Request, RequestSet, load_requests, normalise
+from calibration.prompts.request_sets import Request, RequestSet, load_requests, normalise
 from guard.errors import NeuronGuardError
 
 Kind = Literal["harmful", "harmless"]

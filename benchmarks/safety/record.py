@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 from guard.errors import NeuronGuardError
 
 

@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from benchmarks.common.machine import Machine, installed_version
 from benchmarks.judges.judge import Judge
 from benchmarks.judges.wording import WEIGHTS
-from benchmarks.machine import Machine, installed_version
-from benchmarks.safety.baselines_kept import digest_of_lesson
-from benchmarks.safety.curve_points import Point
+from benchmarks.safety.conditions.kept import digest_of_lesson
+from benchmarks.safety.curve.points import Point
+from benchmarks.safety.measures.quality import AnswerQuality, Quality
+from benchmarks.safety.measures.rates import Difference, Rate
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Prompts, digest_of_all
-from benchmarks.safety.quality import AnswerQuality, Quality
-from benchmarks.safety.rates import Difference, Rate
 from benchmarks.safety.subject import Subject
 from benchmarks.tasks.scores import TaskScore
 

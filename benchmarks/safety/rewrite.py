@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from benchmarks.safety import curve, tables
+from benchmarks.safety import tables
+from benchmarks.safety.curve import document as curve
 from benchmarks.safety.page import write_safety_page
 from benchmarks.safety.report import Report
-from guard import files
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 
 
 class FiguresError(NeuronGuardError):

@@ -13,24 +13,25 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.machine import describe
-from benchmarks.safety import curve, stages, tables
-from benchmarks.safety.answers import Interview
-from benchmarks.safety.judging import judges_of
-from benchmarks.safety.measuring import Figures, scored
+from benchmarks.common.machine import describe
+from benchmarks.safety import stages, tables
+from benchmarks.safety.curve import document as curve
+from benchmarks.safety.measures.answers import Interview
+from benchmarks.safety.measures.judging import judges_of
+from benchmarks.safety.measures.measuring import Figures, scored
+from benchmarks.safety.measures.outcomes import counted
+from benchmarks.safety.measures.rates import differences, rates, same_class
 from benchmarks.safety.options import Options
 from benchmarks.safety.organism import calibrated_organism
-from benchmarks.safety.outcomes import counted
 from benchmarks.safety.page import write_safety_page
 from benchmarks.safety.prompt_sets import in_several
-from benchmarks.safety.rates import differences, rates, same_class
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Clock, Report, Run, command_line, setting_of, versions
 from benchmarks.safety.subject import read_subject
-from calibration.checkpoint import Checkpoint
-from calibration.progress import shown_progress
-from guard import files
+from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.progress import shown_progress
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 
 ANSWERS, FIGURES, CARD, PAGE, STAGES = "answers.jsonl", "safety.json", "safety.md", "safety.html", "stages"
 

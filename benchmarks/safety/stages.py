@@ -9,20 +9,20 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.safety import context
-from benchmarks.safety.answers import Asked, Interview, UnderCondition
-from benchmarks.safety.baselines_kept import digest_of_lesson
-from benchmarks.safety.conditions import GUARDED, LEARNT, PLAIN, Condition, conditions
+from benchmarks.safety.conditions.catalogue import GUARDED, LEARNT, PLAIN, Condition, conditions
+from benchmarks.safety.conditions.kept import digest_of_lesson
+from benchmarks.safety.conditions.respondents import Endpoint, InProcess
+from benchmarks.safety.conditions.strength import Strength, strengths
+from benchmarks.safety.measures.answers import Asked, Interview, UnderCondition
+from benchmarks.safety.measures.outcomes import Outcomes
 from benchmarks.safety.options import Options
-from benchmarks.safety.outcomes import Outcomes
 from benchmarks.safety.report import DECISIVE_PACKAGES
-from benchmarks.safety.respondents import Endpoint, InProcess
-from benchmarks.safety.strength import Strength, strengths
 from benchmarks.safety.subject import NothingToAskError, Subject
-from calibration.checkpoint import Checkpoint
-from calibration.display import listed
-from calibration.findings import StageBars
-from calibration.models import load_model, weights_digest
-from calibration.prompts import encode
+from calibration.prompts.request_sets import encode
+from calibration.report.display import listed
+from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.models import load_model, weights_digest
+from calibration.search.findings import StageBars
 
 SERVED = "as served"
 KEPT = "baselines"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.organisms.catalogue import Neurons
-from benchmarks.safety.conditions import Calibrated
+from benchmarks.safety.conditions.catalogue import Calibrated
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import PROMPT_SETS, Kind, Prompts, PromptSet, available, choose, own
-from calibration.prompts import load_requests
+from calibration.prompts.request_sets import load_requests
 from guard.errors import NeuronGuardError
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 UNKNOWN_CALIBRATION = (
     "Requests that the calibration has seen may be among those asked: name its files with --calibrated-harmful and "

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from benchmarks.judges.agreement import known_agreement
-from benchmarks.safety import curve_parts
-from benchmarks.safety.conditions import GUARDED, PLAIN
-from benchmarks.safety.outcomes import ALL, UNWANTED_IN_WORDS
+from benchmarks.safety.conditions.catalogue import GUARDED, PLAIN
+from benchmarks.safety.curve import parts as curve_parts
+from benchmarks.safety.measures.outcomes import ALL, UNWANTED_IN_WORDS
+from benchmarks.safety.measures.rates import Rate
 from benchmarks.safety.prompt_sets import STATIC, STATIC_SETS
-from benchmarks.safety.rates import Rate
 from benchmarks.safety.report import Report
-from calibration import display
-from calibration.display import percent
-from guard.measures import Estimate
+from calibration.report import display
+from calibration.report.display import percent
+from guard.spec.measures import Estimate
 
 GAINS = {"harmful": "Compliance with harmful requests", "harmless": "Refusal of harmless requests"}
 REFUTED = "The verdict on this guard is refuted: nothing serves it, and it was measured all the same."

@@ -10,7 +10,7 @@ import httpx
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.safety.conditions import Condition
+from benchmarks.safety.conditions.catalogue import Condition
 from benchmarks.tasks.catalogue import Scored
 
 CONTEXT = 2_048  # tokens, where an endpoint does not say what it takes

@@ -24,8 +24,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.judges.judge import Exchange
-from benchmarks.safety.conditions import Condition
-from benchmarks.safety.respondents import EndpointError
+from benchmarks.safety.conditions.catalogue import Condition
+from benchmarks.safety.conditions.respondents import EndpointError
 from benchmarks.tasks.catalogue import FEW_SHOT_CONTEXT, Scored
 
 OURS, LM_EVAL = Path(__file__).parent, Path(lm_eval.__file__).parent / "tasks"

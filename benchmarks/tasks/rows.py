@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 
-from calibration.rows import PromptFileError, read_rows
+from calibration.prompts.rows import PromptFileError, read_rows
 
 SEPARATOR = ";"  # between the answers in one cell of TruthfulQA.csv
 LETTERS = "ABCD"

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.tasks.answering import Answering
 from benchmarks.tasks.catalogue import TASKS, Scored, without_rows
-from calibration.statistics import bootstrap_estimate, wilson_estimate
+from calibration.effects.statistics import bootstrap_estimate, wilson_estimate
 from guard.errors import NeuronGuardError
-from guard.files import write
-from guard.measures import Estimate
+from guard.spec.atomic_files import write
+from guard.spec.measures import Estimate
 
 FOLDER = "tasks"
 FEWEST = 2  # rows that an interval needs

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from calibration.analyses.subject import Subject
-from calibration.findings import Advance
-from calibration.plot_parts import Plot
-from guard.measures import Frozen
+from calibration.report.plot_parts import Plot
+from calibration.search.findings import Advance
+from guard.spec.measures import Frozen
 
 Measured = TypeVar("Measured", bound=Frozen)
 

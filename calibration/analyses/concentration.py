@@ -32,15 +32,16 @@ from torch import Tensor
 from calibration.analyses.neuron_sets import NeuronSets, Order
 from calibration.analyses.subject import Subject
 from calibration.analyses.units import first_of
-from calibration.findings import Advance
-from calibration.means import estimate_of_means, ratio
-from calibration.outcome import outcome
-from calibration.resume import record
-from calibration.selection import Member
-from calibration.statistics import Floats, bootstrap_estimate, bootstrap_estimates
-from guard.analyses import Claim, Ground, claim
+from calibration.effects.means import estimate_of_means, ratio
+from calibration.effects.outcome import outcome
+from calibration.effects.statistics import Floats, bootstrap_estimate, bootstrap_estimates
+from calibration.runs.resume import record
+from calibration.search.findings import Advance
+from calibration.search.selection import Member
+from guard.analyses import Claim, Ground
 from guard.analyses.concentration import Circuit, Concentration, JointEffect, Needed, Overlap
-from guard.measures import Estimate
+from guard.spec.claim import claim
+from guard.spec.measures import Estimate
 
 REQUESTS = 64
 SCREENED = 96

@@ -1,8 +1,8 @@
 """What the report says of concentration: few neurons, or spread over everything."""
 
 from calibration.analyses.analysis import Section
-from calibration.display import estimate, listed, number, percent, plural
-from calibration.plot_parts import Json, Plot, axis, dashed, layout, points, whiskers
+from calibration.report.display import estimate, listed, number, percent, plural
+from calibration.report.plot_parts import Json, Plot, axis, dashed, layout, points, whiskers
 from guard.analyses.concentration import Circuit, Concentration, Overlap
 
 LINES = {

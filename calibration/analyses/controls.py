@@ -32,13 +32,14 @@ from calibration.analyses.patches import ModuleEffects, joint_effects, module_ef
 from calibration.analyses.subject import Subject
 from calibration.analyses.unit_groups import Group, measured_group
 from calibration.analyses.units import Place, places_of
-from calibration.findings import Advance
-from calibration.interventions import Kind
-from calibration.means import estimate_of_means, ratio, ratio_difference
-from calibration.resume import LateRun, record
-from calibration.statistics import bootstrap_estimate
-from guard.analyses import Ground, claim
+from calibration.effects.means import estimate_of_means, ratio, ratio_difference
+from calibration.effects.statistics import bootstrap_estimate
+from calibration.runs.interventions import Kind
+from calibration.runs.resume import LateRun, record
+from calibration.search.findings import Advance
+from guard.analyses import Ground
 from guard.analyses.controls import ControlledModule, ControlledUnits, Controls, UnitGroup
+from guard.spec.claim import claim
 
 REQUESTS = 64
 PAIRS = 32  # of the patched modules

@@ -1,10 +1,10 @@
 """What the report says of the controls for position and size."""
 
 from calibration.analyses.analysis import Section
-from calibration.display import KIND_NAMES, estimate, listed, number
-from calibration.plot_parts import Json, Plot, axis, layout, points, whiskers
+from calibration.report.display import KIND_NAMES, estimate, listed, number
+from calibration.report.plot_parts import Json, Plot, axis, layout, points, whiskers
 from guard.analyses.controls import ControlledModule, ControlledUnits, Controls
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 
 MOST_TICKS = 12
 CONTROLS = {

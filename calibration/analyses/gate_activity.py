@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.down_columns import down_weight
-from calibration.layer_calls import changed_input
-from calibration.outcome import outcome
-from calibration.resume import LateRun
-from guard.architectures import architecture_of
-from guard.spec import LayerEdit
+from calibration.effects.exact.down_columns import down_weight
+from calibration.effects.outcome import outcome
+from calibration.runs.layer_calls import changed_input
+from calibration.runs.resume import LateRun
+from guard.families.architectures import architecture_of
+from guard.spec.edit_spec import LayerEdit
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from calibration.analyses.clusters import Points
-from calibration.sequences import Batch
+from calibration.prompts.sequences import Batch
 
 FEWEST = 4  # requests in a half, of either split, below which nothing is said of it
 Labels = NDArray[np.int64]

@@ -21,11 +21,11 @@ from calibration.analyses.signal_disruption import SideBySide, best_stretch
 from calibration.analyses.signal_exchange import FROZEN, SignalRuns, exchanged, random_directions, what_the_gate_reads
 from calibration.analyses.signal_pairs import TOKEN_GROUPS, Pairs, TokenGroup, group_states, signal_pairs
 from calibration.analyses.subject import Subject
-from calibration.auroc import auroc_estimate
-from calibration.findings import Advance
-from calibration.readout import TokenStates, fit_direction
-from calibration.resume import record
-from calibration.statistics import bootstrap_estimates
+from calibration.effects.auroc import auroc_estimate
+from calibration.effects.statistics import bootstrap_estimates
+from calibration.runs.resume import record
+from calibration.search.findings import Advance
+from calibration.search.trigger import TokenStates, fit_direction
 from guard.analyses.harm_signal import READS_OUT, AgainstRandom, Direction, Exchange, HarmSignal, Path, Readout
 from guard.errors import NeuronGuardError
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from calibration.analyses.analysis import Section
-from calibration.display import TOKEN_GROUP_NAMES, estimate, number, percent, setting, share
-from calibration.plot_parts import Json, Plot, axis, dashed, layout, points, whiskers
+from calibration.report.display import TOKEN_GROUP_NAMES, estimate, number, percent, setting, share
+from calibration.report.plot_parts import Json, Plot, axis, dashed, layout, points, whiskers
 from guard.analyses.harm_signal import READS_OUT, AgainstRandom, Disruption, EditOutcome, Exchange, HarmSignal
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 
 GROUP_NAMES = TOKEN_GROUP_NAMES | {"request": "request"}
 FROZEN_NAMES = {

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from calibration.analyses.unit_groups import refusing_less
 from calibration.analyses.units import Place, by_place, grow, halved, mean_values, moving, places_of
-from calibration.late_trace import LateTrace, record_trace
-from calibration.resume import LateRun
-from calibration.selection import Reading
-from calibration.suffix import traced_effects
-from guard.spec import LayerEdit
+from calibration.effects.exact.late_trace import LateTrace, record_trace
+from calibration.effects.exact.suffix import traced_effects
+from calibration.runs.resume import LateRun
+from calibration.search.selection import Reading
+from guard.spec.edit_spec import LayerEdit
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from calibration.analyses.units import random_directions
-from calibration.interventions import Kind, Mediator, patching, recording
-from calibration.mediation import aligned, all_mediators
-from calibration.outcome import outcome
-from calibration.resume import LateRun, record
-from calibration.sequences import Batch
+from calibration.effects.mediation import aligned, all_mediators
+from calibration.effects.outcome import outcome
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import Kind, Mediator, patching, recording
+from calibration.runs.resume import LateRun, record
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.analyses.subject import Subject
-from calibration.bounds import build_edits
-from calibration.gate import ALPHA
-from calibration.outcome import full_sequence_kl, log_odds, outcome
-from calibration.readout import TokenStates, entering_states, fit_trigger
-from calibration.selection import Member
-from calibration.stage import Kept, keep
-from calibration.statistics import bootstrap_estimate
-from calibration.trial import Transform, edit_transforms, transformed
+from calibration.effects.outcome import full_sequence_kl, log_odds, outcome
+from calibration.effects.statistics import bootstrap_estimate
+from calibration.runs.stage import Kept, keep
+from calibration.runs.trial import Transform, edit_transforms, transformed
+from calibration.search.bounds import build_edits
+from calibration.search.gate import ALPHA
+from calibration.search.selection import Member
+from calibration.search.trigger import TokenStates, entering_states, fit_trigger
 from guard.analyses.shards import Plan, Tried
-from guard.edit import LayerEdit, Trigger
+from guard.spec.edit import LayerEdit, Trigger
 
 Parts = Sequence[tuple[Sequence[LayerEdit], Trigger | None]]
 

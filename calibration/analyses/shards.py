@@ -24,14 +24,14 @@ from calibration.analyses.halves import Labels, beyond_wordings, halve, refusal_
 from calibration.analyses.shard_plans import try_plans
 from calibration.analyses.signatures import Signatures, first_odds
 from calibration.analyses.subject import Subject
-from calibration.findings import Advance
-from calibration.gate import SEARCHED
-from calibration.selection import Masks, Member, Requests, grow_gate, joint_outcomes, linear_effects
-from calibration.sequences import Batch
-from calibration.stage import keep
-from calibration.statistics import bootstrap_estimate
+from calibration.effects.statistics import bootstrap_estimate
+from calibration.prompts.sequences import Batch
+from calibration.runs.stage import keep
+from calibration.search.findings import Advance
+from calibration.search.gate import SEARCHED
+from calibration.search.selection import Masks, Member, Requests, grow_gate, joint_outcomes, linear_effects
 from guard.analyses.shards import Cluster, Shards, Transfer
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 
 STEPS = 3
 Floats = NDArray[np.float64]

@@ -1,8 +1,8 @@
 """What the report says of shards: one gate for all kinds of harm, or several."""
 
 from calibration.analyses.analysis import Section
-from calibration.display import estimate, number, percent, plural
-from calibration.plot_parts import Plot, axis, dashed, layout, points, whiskers
+from calibration.report.display import estimate, number, percent, plural
+from calibration.report.plot_parts import Plot, axis, dashed, layout, points, whiskers
 from guard.analyses.shards import Shards
 
 PLANS = {

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from calibration.analyses.subject import Subject
-from calibration.behaviour import Behaviour
-from calibration.bounds import Measured, measured_on, unedited_logits
-from calibration.findings import held_out_examination
-from calibration.outcome import outcome, readout_logits
-from calibration.readout import conformal_threshold
-from calibration.resume import LateRun, record
-from calibration.selection import Requests
-from calibration.sequences import Batch
-from calibration.statistics import bootstrap_estimate, wilson_estimate
-from calibration.token_window import Window, windowed_stream
-from calibration.verdict import Installed, Output, benign_divergence, outputs, surprise_limit
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.effects.statistics import bootstrap_estimate, wilson_estimate
+from calibration.evidence.verdict import Installed, Output, benign_divergence, outputs, surprise_limit
+from calibration.judging.behaviour import Behaviour
+from calibration.prompts.sequences import Batch
+from calibration.runs.resume import LateRun, record
+from calibration.runs.token_window import Window, windowed_stream
+from calibration.search.bounds import Measured, measured_on, unedited_logits
+from calibration.search.findings import held_out_examination
+from calibration.search.selection import Requests
+from calibration.search.trigger import conformal_threshold
 from guard.analyses.harm_signal import Direction, Disruption, EditOutcome
 from guard.hf import install_edits
-from guard.measures import Estimate
-from guard.spec import OffOn
+from guard.spec.edit_spec import OffOn
+from guard.spec.measures import Estimate
 
 FACTORS = (-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0)
 ALPHA = 0.01

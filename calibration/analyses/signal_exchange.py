@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from calibration.analyses.gate_activity import GateActivity, Opening
-from calibration.interventions import Mediator, patching, recording
-from calibration.resume import LateRun
-from guard.architectures import architecture_of
+from calibration.runs.interventions import Mediator, patching, recording
+from calibration.runs.resume import LateRun
+from guard.families.architectures import architecture_of
 
 Frozen = Literal["nothing", "attention", "mlp", "both"]
 FROZEN: tuple[Frozen, ...] = ("nothing", "attention", "mlp", "both")

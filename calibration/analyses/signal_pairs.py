@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from calibration.gate import SplitBatches
-from calibration.interventions import token_columns
-from calibration.layer_calls import calls
-from calibration.sequences import Batch
-from guard.architectures import architecture_of
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import token_columns
+from calibration.runs.layer_calls import calls
+from calibration.search.gate import SplitBatches
+from guard.families.architectures import architecture_of
 
 Pairs = list[tuple[Batch, Batch]]
 Seen = Callable[[Tensor, dict[str, Any]], None]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sklearn.random_projection import GaussianRandomProjection
 from torch import Tensor
 
-from calibration.attribution import sum_rows
-from calibration.selection import Masks, Requests, linear_effects
-from calibration.sequences import Batch
-from calibration.trial import Transform, transformed
+from calibration.effects.attribution import sum_rows
+from calibration.prompts.sequences import Batch
+from calibration.runs.trial import Transform, transformed
+from calibration.search.selection import Masks, Requests, linear_effects
 
 CANDIDATES, STRONGEST, PROJECTED = 512, 24, 64
 

@@ -9,9 +9,9 @@ at most 48 harmful requests and 24 of every kind.
 import torch
 
 from calibration.analyses.subject import Subject
-from calibration.findings import Advance
-from calibration.specific_gate import alone
-from calibration.specificity import LIMIT, NEGLIGIBLE, failing, keep_outcomes
+from calibration.evidence.specificity import LIMIT, NEGLIGIBLE, failing, keep_outcomes
+from calibration.search.findings import Advance
+from calibration.search.specific_gate import alone
 from guard.analyses.specificity import DroppedNeuron, KindEffect, NeuronSpecificity, Specificity
 
 

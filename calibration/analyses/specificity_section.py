@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from calibration.analyses.analysis import Section
-from calibration.display import estimate, number, plural
-from calibration.plot_parts import Json, Plot, axis, dashed, layout, plain, points, whiskers
+from calibration.report.display import estimate, number, plural
+from calibration.report.plot_parts import Json, Plot, axis, dashed, layout, plain, points, whiskers
 from guard.analyses.specificity import IN_WORDS, DroppedNeuron, KindEffect, NeuronSpecificity, Specificity
 
 LOOKS = {"deployed": ("$on", "circle"), "edit": ("$one", "square"), "natural": ("$two", "diamond")}

@@ -6,10 +6,10 @@ from functools import cached_property
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from calibration.findings import Findings, Settings
-from calibration.gate import Gate, Late
-from calibration.material import Encoder, Material, Sources
-from guard.spec import LayerEdit
+from calibration.prompts.material import Encoder, Material, Sources
+from calibration.search.findings import Findings, Settings
+from calibration.search.gate import Gate, Late
+from guard.spec.edit_spec import LayerEdit
 
 
 @dataclass(frozen=True)

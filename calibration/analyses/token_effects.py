@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from calibration.analyses.subject import Subject
-from calibration.behaviour import Behaviour, refusal_openings
-from calibration.findings import Advance
-from calibration.interventions import Mediator, TokenGroup
-from calibration.means import estimate_of_means, ratio
-from calibration.mediation import pair_effects
-from calibration.outcome import full_sequence_kl, outcome
-from calibration.resume import LateRun
-from calibration.sequences import Batch
-from calibration.statistics import bootstrap_estimate, bootstrap_estimates, wilson_estimate
-from calibration.token_window import Window, windowed_edits
-from calibration.trial import edit_transforms, transformed
-from calibration.verdict import Examination, Output, outputs, surprise_limit
+from calibration.effects.means import estimate_of_means, ratio
+from calibration.effects.mediation import pair_effects
+from calibration.effects.outcome import full_sequence_kl, outcome
+from calibration.effects.statistics import bootstrap_estimate, bootstrap_estimates, wilson_estimate
+from calibration.evidence.verdict import Examination, Output, outputs, surprise_limit
+from calibration.judging.behaviour import Behaviour, refusal_openings
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import Mediator, TokenGroup
+from calibration.runs.resume import LateRun
+from calibration.runs.token_window import Window, windowed_edits
+from calibration.runs.trial import edit_transforms, transformed
+from calibration.search.findings import Advance
 from guard.analyses.token_effects import EditedToken, TokenEffect, TokenEffects, WindowedEdit
-from guard.architectures import architecture_of
-from guard.measures import Estimate
-from guard.spec import LayerEdit
+from guard.families.architectures import architecture_of
+from guard.spec.edit_spec import LayerEdit
+from guard.spec.measures import Estimate
 
 PAIRS = 32  # of the patched layers
 REQUESTS = 64  # of the gate's edit

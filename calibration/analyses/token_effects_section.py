@@ -1,8 +1,8 @@
 """The report's section on tokens: where the decision falls, and how short an edit suffices."""
 
 from calibration.analyses.analysis import Section
-from calibration.display import TOKEN_GROUP_NAMES, estimate, number, percent, plural, share
-from calibration.plot_parts import Json, Plot, axis, layout, points, whiskers
+from calibration.report.display import TOKEN_GROUP_NAMES, estimate, number, percent, plural, share
+from calibration.report.plot_parts import Json, Plot, axis, layout, points, whiskers
 from guard.analyses.token_effects import TokenEffects, WindowedEdit
 
 MOST_LABELS = 12

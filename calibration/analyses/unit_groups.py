@@ -25,9 +25,9 @@ from calibration.analyses.units import (
     misdirecting,
     moved_run,
 )
-from calibration.outcome import continuation_log_probability
-from calibration.resume import LateRun
-from calibration.sequences import Batch
+from calibration.effects.outcome import continuation_log_probability
+from calibration.prompts.sequences import Batch
+from calibration.runs.resume import LateRun
 from guard.analyses.controls import UnitGroup
 
 ROUNDS = (0.25, 0.5, 1.0)  # of the set's size: later units are chosen given the earlier ones

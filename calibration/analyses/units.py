@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from calibration.layer_calls import changed_input, changed_output
-from calibration.outcome import outcome
-from calibration.resume import LateRun
-from calibration.selection import Reading
-from guard.architectures import architecture_of, widths
+from calibration.effects.outcome import outcome
+from calibration.runs.layer_calls import changed_input, changed_output
+from calibration.runs.resume import LateRun
+from calibration.search.selection import Reading
+from guard.families.architectures import architecture_of, widths
 
 UnitKind = Literal["attention", "mlp"]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from guard.errors import NeuronGuardError
-from guard.spec import LayerEdit
+from guard.spec.edit_spec import LayerEdit
 
 WRITTEN = re.compile(r"\s*L(\d{1,6})\s*\.\s*N(\d{1,9})\s*(<=|>=|=)\s*(\S+)\s*", re.IGNORECASE | re.ASCII)
 LARGEST = 3.4e38  # float32's, about

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibration.behaviour import Behaviour
-from calibration.interventions import editing
-from calibration.outcome import continuation_log_probability, outcome, readout_logits
-from calibration.redaction import redacted
-from calibration.resume import record
-from calibration.sequences import Batch
+from calibration.effects.outcome import continuation_log_probability, outcome, readout_logits
+from calibration.judging.behaviour import Behaviour
+from calibration.prompts.sequences import Batch
+from calibration.report.redaction import redacted
+from calibration.runs.interventions import editing
+from calibration.runs.resume import record
+from calibration.runs.trial import edit_transforms, transformed
 from calibration.trace.document import Answer, Case, FirstToken
 from calibration.trace.readings import entering, readings
 from calibration.trace.replies import Said, Speaker, as_answer
 from calibration.trace.subject import Subject, visible_tokens
-from calibration.trial import edit_transforms, transformed
 from guard.hf import install_edits
-from guard.spec import EditSpec, LayerEdit
-from guard.trigger import TriggerReadout
+from guard.runtime.trigger import TriggerReadout
+from guard.spec.edit_spec import EditSpec, LayerEdit
 
 FIRST_TOKENS = 5
 ROUNDING = 1e-5  # nats by which Y may differ between two ways of computing the same

@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from calibration.interventions import Mediator, through
-from calibration.outcome import outcome
-from calibration.resume import LateRun, record
-from calibration.sequences import Batch
+from calibration.effects.outcome import outcome
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import Mediator, through
+from calibration.runs.resume import LateRun, record
 
 TOKENS_AT_ONCE = 4096
 MOST_CELLS = 2048

@@ -46,8 +46,8 @@ def trace(
     """
     from rich.console import Console
 
-    from calibration.models import load_model
-    from calibration.progress import shown_progress
+    from calibration.runs.models import load_model
+    from calibration.runs.progress import shown_progress
     from calibration.trace.breaks import read_breaks
     from calibration.trace.measure import Question
     from calibration.trace.measure import trace as measured

@@ -6,8 +6,8 @@ text that is left out of the page is left out of the document.
 
 from typing import Literal
 
-from calibration.behaviour import Behaviour
-from guard.measures import Count, Finite, Frozen, Share
+from calibration.judging.behaviour import Behaviour
+from guard.spec.measures import Count, Finite, Frozen, Share
 
 View = Literal["layer", "attention", "mlp"]
 Module = Literal["embedding", "attention", "mlp"]

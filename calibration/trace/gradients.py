@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from calibration.interventions import Kind, Mediator, recording, through
-from calibration.mediation import MEDIATOR_KINDS
-from calibration.outcome import outcome, readout_logits
-from calibration.sequences import Batch
-from guard.architectures import architecture_of
+from calibration.effects.mediation import MEDIATOR_KINDS
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import Kind, Mediator, recording, through
+from guard.families.architectures import architecture_of
 
 KINDS: tuple[Kind, ...] = (*MEDIATOR_KINDS, "neurons")
 

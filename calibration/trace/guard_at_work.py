@@ -9,15 +9,15 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from calibration.interventions import editing
-from calibration.sequences import Batch
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import editing
+from calibration.runs.trial import edit_transforms
 from calibration.trace.cases import active_tokens, trigger_scores
 from calibration.trace.cells import Copies
 from calibration.trace.document import GuardAtWork, GuardedLayer
 from calibration.trace.gradients import Gradients
 from calibration.trace.subject import Subject
-from calibration.trial import edit_transforms
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 
 
 @torch.inference_mode()

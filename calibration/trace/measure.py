@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from calibration.findings import StageBars, silent
-from calibration.material import CONTINUATION_TOKENS
-from calibration.outcome import outcome, readout_logits
-from calibration.sequences import Batch
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.prompts.material import CONTINUATION_TOKENS
+from calibration.prompts.sequences import Batch
+from calibration.search.findings import StageBars, silent
 from calibration.trace.breaks import break_edits
 from calibration.trace.cases import Cases, Intervention
 from calibration.trace.cells import Copies
@@ -27,10 +27,10 @@ from calibration.trace.neurons import Neurons
 from calibration.trace.readings import as_steps, entering, lens, readings, turn
 from calibration.trace.replies import Speaker, as_reply, choose, openings_of
 from calibration.trace.subject import Subject, encode_prompt, lay_out, visible_tokens
-from guard.architectures import architecture_of
 from guard.errors import RefutedSpecError
-from guard.fingerprint import verify
-from guard.spec import EditSpec
+from guard.families.architectures import architecture_of
+from guard.spec.edit_spec import EditSpec
+from guard.spec.fingerprint import verify
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from calibration.interventions import Kind, Mediator, patching
-from calibration.mediation import pair_effects
-from calibration.outcome import outcome
+from calibration.effects.mediation import pair_effects
+from calibration.effects.outcome import outcome
+from calibration.runs.interventions import Kind, Mediator, patching
 from calibration.trace.cells import MOST_CELLS, Copies, strongest
 from calibration.trace.document import VIEWS, Map, ModuleEffect, View
 from calibration.trace.gradients import Gradients

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calibration.interventions import Kind, Mediator
-from calibration.late_trace import record_trace
-from calibration.suffix import traced_effects
+from calibration.effects.exact.late_trace import record_trace
+from calibration.effects.exact.suffix import traced_effects
+from calibration.runs.interventions import Kind, Mediator
 from calibration.trace.cells import Copies, strongest
 from calibration.trace.document import Neuron
 from calibration.trace.gradients import Gradients

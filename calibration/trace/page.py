@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from calibration.display import number, token
-from calibration.page import template, write_page
-from calibration.plot_parts import plotly_script
+from calibration.report.display import number, token
+from calibration.report.page import template, write_page
+from calibration.report.plot_parts import plotly_script
 from calibration.trace.document import ModuleEffect, Neuron, Trace, Written
 from calibration.trace.plots import MODULE_NAMES, column_name, draw, row_name
 from guard.errors import NeuronGuardError

@@ -1,7 +1,7 @@
 """The trace's figures: Y by depth, what modules carry, what the trigger reads."""
 
-from calibration.display import number, token
-from calibration.plot_parts import Json, Plot, axis, dashed, layout, plain, points
+from calibration.report.display import number, token
+from calibration.report.plot_parts import Json, Plot, axis, dashed, layout, plain, points
 from calibration.trace.document import ModuleEffect, Trace
 
 CASE_COLOURS = {"plain": "$one", "guard on": "$on", "set": "$two", "set, guard on": "$four"}

@@ -12,12 +12,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from calibration.interventions import Mediator, through
-from calibration.outcome import outcome
-from calibration.resume import LateRun, record
+from calibration.effects.outcome import outcome
+from calibration.runs.interventions import Mediator, through
+from calibration.runs.resume import LateRun, record
 from calibration.trace.document import Step, Turn
 from calibration.trace.subject import Subject
-from guard.architectures import architecture_of
+from guard.families.architectures import architecture_of
 
 
 @torch.inference_mode()

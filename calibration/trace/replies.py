@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from calibration.behaviour import EXCESS_NATS, Behaviour, Judge, generate, median_surprise, pad_token, refusal_openings
-from calibration.material import CONTINUATION_TOKENS, DEFAULT_REFUSAL
-from calibration.redaction import quotes, redacted
+from calibration.judging.behaviour import (
+    EXCESS_NATS,
+    Behaviour,
+    Judge,
+    generate,
+    median_surprise,
+    pad_token,
+    refusal_openings,
+)
+from calibration.prompts.material import CONTINUATION_TOKENS, DEFAULT_REFUSAL
+from calibration.report.redaction import quotes, redacted
 from calibration.trace.document import Answer, Reply
 from guard.errors import NeuronGuardError
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from calibration.behaviour import pad_token
-from calibration.prompts import encode
-from calibration.sequences import Batch, Example, collate, common_tail
+from calibration.judging.behaviour import pad_token
+from calibration.prompts.request_sets import encode
+from calibration.prompts.sequences import Batch, Example, collate, common_tail
 from calibration.trace.replies import Continuations
-from guard.architectures import text_configuration
 from guard.errors import NeuronGuardError
+from guard.families.architectures import text_configuration
 
 MOST_TOKENS = 1024
 LIMITS = ("max_position_embeddings", "n_positions")

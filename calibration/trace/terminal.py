@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from calibration.display import chance, number, plural, token, visible
+from calibration.report.display import chance, number, plural, token, visible
 from calibration.trace.document import VIEWS, Answer, Case, GuardAtWork, Map, Reply, Trace, View
 from calibration.trace.page import by_effect, excited_by, lost, shares, strongest_module
 from calibration.trace.plots import MODULE_NAMES, column_name, row_name

@@ -7,12 +7,12 @@ A direct reading, as if nothing came after the neuron: exact for the last layer,
 import torch
 from torch import Tensor
 
-from calibration.down_columns import down_weight
-from calibration.final_norm import Norm, final_norm_of, norm_of
+from calibration.effects.exact.down_columns import down_weight
+from calibration.effects.exact.final_norm import Norm, final_norm_of, norm_of
 from calibration.trace.document import Written
 from calibration.trace.gradients import Gradients
 from calibration.trace.subject import Subject, visible_tokens
-from guard.architectures import architecture_of
+from guard.families.architectures import architecture_of
 
 TOKENS_SHOWN = 5
 

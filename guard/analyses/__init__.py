@@ -4,14 +4,14 @@ Each analysis is a frozen model of its own, in the file named for it, and is Non
 them as one part of the evidence; it adds nothing to what a serving process does.
 """
 
-from guard.analyses.claim import Claim, Ground, claim
 from guard.analyses.concentration import Concentration
 from guard.analyses.controls import Controls
 from guard.analyses.harm_signal import HarmSignal
 from guard.analyses.shards import Shards
 from guard.analyses.specificity import Specificity
 from guard.analyses.token_effects import TokenEffects
-from guard.measures import Growing
+from guard.spec.claim import Claim, Ground, claim
+from guard.spec.measures import Growing
 
 __all__ = [
     "Analyses",

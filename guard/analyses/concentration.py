@@ -4,8 +4,8 @@ Neurons are moved, at every token, to their mean on reference requests. Joint ef
 the refusal gains by it on harmful requests (half of Y), single ones and the overlap what Y loses, in nats.
 """
 
-from guard.analyses.claim import Claim
-from guard.measures import Count, Estimate, Frozen, Growing, Share
+from guard.spec.claim import Claim
+from guard.spec.measures import Count, Estimate, Frozen, Growing, Share
 
 
 class JointEffect(Frozen):

@@ -7,8 +7,8 @@ request's two rows and averaged over the tokens read out.
 
 from typing import Literal
 
-from guard.analyses.claim import Claim, Ground
-from guard.measures import Count, Estimate, Finite, Frozen
+from guard.spec.claim import Claim, Ground
+from guard.spec.measures import Count, Estimate, Finite, Frozen
 
 UnitGroup = Literal["early", "late", "attention", "MLP"]
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from guard.analyses.claim import Claim, Ground, claim
-from guard.measures import Count, Estimate, Finite, Frozen
+from guard.spec.claim import Claim, Ground, claim
+from guard.spec.measures import Count, Estimate, Finite, Frozen
 
 READS_OUT = 0.95
 Direction = Literal["probe", "read"]

@@ -8,8 +8,8 @@ takes from the log-odds of the first token of compliance, on validation requests
 
 from typing import Literal
 
-from guard.analyses.claim import Claim, Ground, claim
-from guard.measures import Count, Estimate, Finite, Frozen, Growing, Share
+from guard.spec.claim import Claim, Ground, claim
+from guard.spec.measures import Count, Estimate, Finite, Frozen, Growing, Share
 
 Plan = Literal["found", "union", "by cluster"]
 

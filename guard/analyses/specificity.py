@@ -8,8 +8,8 @@ on its requests, b: (a - b) / (a + b), in [-1, 1]; 1 where the kind is left alon
 
 from typing import Literal
 
-from guard.analyses.claim import Claim, Ground, claim
-from guard.measures import Count, Estimate, Finite, Frozen
+from guard.spec.claim import Claim, Ground, claim
+from guard.spec.measures import Count, Estimate, Finite, Frozen
 
 Intervention = Literal["deployed", "edit", "natural"]
 IN_WORDS = {"edit": "the edit, everywhere", "natural": "their natural values", "deployed": "the guard as deployed"}

@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from guard.analyses.claim import Claim
-from guard.measures import Count, Estimate, Frozen
+from guard.spec.claim import Claim
+from guard.spec.measures import Count, Estimate, Frozen
 
 SUFFICES = 0.9
 

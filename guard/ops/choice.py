@@ -4,7 +4,7 @@ Inside torch.compile the operator would be a wall: its neighbours are not fused 
 its work where tokens are few. Plain torch is compiled with them. On a CPU by the edited columns: they are few, and the
 compiler writes them in place. Read on two x86-64 cores with the CPU compiler of torch 2.13, one thread, on a machine
 that did other work too; 1 % of the neurons edited, all tokens active; medians, as multiples of the compiled layer
-without an edit; `python -m benchmarks.op_forms`:
+without an edit; `python -m benchmarks.op.forms`:
 
     tokens x d_ff    float32: by columns  over all  operator    bfloat16: by columns  over all  operator
        1 x  3584                    1.21      1.20      2.48                    1.21      1.20      2.71

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.spec import (
+from guard.spec.edit_spec import (
     BenignRates,
     EditSpec,
     Estimate,

@@ -6,9 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from calibration.bounds import AMPLIFICATIONS, OVERSHOOT, Activations, Bounds, Family
-from calibration.selection import Carries, Member
-from guard.spec import LayerEdit
+from calibration.search.bounds import AMPLIFICATIONS, OVERSHOOT, Activations, Bounds, Family
+from calibration.search.selection import Carries, Member
+from guard.spec.edit_spec import LayerEdit
 
 D_FF = 5
 FAMILIES = get_args(Family)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from calibration.interventions import Mediator, patched_outcome
-from calibration.outcome import outcome, readout_logits
-from calibration.sequences import Batch, Example, collate
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.prompts.sequences import Batch, Example, collate
+from calibration.runs.interventions import Mediator, patched_outcome
 from tests.conftest import make_tiny_model
 
 

@@ -5,9 +5,9 @@ from functools import cache
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.organisms.catalogue import PROMPTS, WEIGHTS, load_organism
-from calibration.gate import Late, prepare
-from calibration.material import Encoder, Material, pair_up, prepare_material
-from calibration.prompts import Request, encode, load_jailbreaks, load_requests
+from calibration.prompts.material import Encoder, Material, pair_up, prepare_material
+from calibration.prompts.request_sets import Request, encode, load_jailbreaks, load_requests
+from calibration.search.gate import Late, prepare
 
 HARMFUL, BENIGN, JAILBREAK = (str(PROMPTS / f"{name}.jsonl") for name in ("harmful", "benign", "jailbreak"))
 

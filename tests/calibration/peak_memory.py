@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.calibration_case import peak_bytes
-from calibration.gate import SplitBatches, prepare
-from calibration.shelf import Shelf
+from benchmarks.scaling.case import peak_bytes
+from calibration.runs.shelf import Shelf
+from calibration.search.gate import SplitBatches, prepare
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
 

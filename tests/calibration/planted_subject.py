@@ -4,14 +4,14 @@ from functools import cache
 
 from benchmarks.organisms.catalogue import load_truth
 from calibration.analyses.subject import Subject
-from calibration.bounds import Bounds, Measured, Searched, build_edits
-from calibration.evidence import Mediation
-from calibration.findings import Findings, NeuronFindings, Settings
-from calibration.gate import Gate
-from calibration.material import Encoder, pair_up
-from calibration.prompts import load_jailbreaks
-from calibration.selection import Member
-from calibration.verdict import Examined
+from calibration.evidence.effects_evidence import Mediation
+from calibration.evidence.verdict import Examined
+from calibration.prompts.material import Encoder, pair_up
+from calibration.prompts.request_sets import load_jailbreaks
+from calibration.search.bounds import Bounds, Measured, Searched, build_edits
+from calibration.search.findings import Findings, NeuronFindings, Settings
+from calibration.search.gate import Gate
+from calibration.search.selection import Member
 from tests.calibration.example_spec import example_spec
 from tests.calibration.organisms import BENIGN, HARMFUL, JAILBREAK, late, material, organism, requests
 

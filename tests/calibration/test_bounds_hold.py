@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.bounds import OVERSHOOT, Activations, Bounds, Budget, build_edits, search_bounds
-from calibration.selection import Member, Requests
-from calibration.stage import keep
-from guard.architectures import architecture_of
+from calibration.runs.stage import keep
+from calibration.search.bounds import OVERSHOOT, Activations, Bounds, Budget, build_edits, search_bounds
+from calibration.search.selection import Member, Requests
+from guard.families.architectures import architecture_of
 from tests.calibration.gates_at_random import BOUNDS, activations_of_two_layers, gates, held
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model

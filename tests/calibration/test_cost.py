@@ -17,9 +17,9 @@ from calibration.cost import (
     pass_flops,
     steps,
 )
-from calibration.mediation import all_mediators, pair_effects
-from calibration.outcome import readout_logits
-from calibration.resume import record
+from calibration.effects.mediation import all_mediators, pair_effects
+from calibration.effects.outcome import readout_logits
+from calibration.runs.resume import record
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from benchmarks.organisms.catalogue import load_truth
-from calibration import findings as finding
-from calibration import gate as searching
-from calibration import material as making
 from calibration import pipeline
-from calibration.behaviour import generate
-from calibration.checkpoint import Checkpoint
-from calibration.models import weights_digest
+from calibration.judging.behaviour import generate
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate
-from calibration.prompts import OverlapError
-from calibration.rows import PromptFileError
+from calibration.prompts import material as making
+from calibration.prompts.request_sets import OverlapError
+from calibration.prompts.rows import PromptFileError
+from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.models import weights_digest
+from calibration.search import findings as finding
+from calibration.search import gate as searching
 from guard import EditSpec, NeuronGuardError, install
 from guard.errors import RefutedSpecError, SpecError
 from tests.calibration.organisms import BENIGN, HARMFUL, organism, organism_path, prompts, requests

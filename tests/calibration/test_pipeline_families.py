@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from calibration.effects.exact.suffix import method_of
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate
-from calibration.suffix import method_of
 from guard import EditSpec, install
 from tests.calibration.organisms import BENIGN, HARMFUL, organism
 from tests.conftest import make_tiny_model

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from calibration.prompts import OverlapError, load_jailbreaks, load_requests, require_disjoint, wrap
-from calibration.splits import split
+from calibration.prompts.request_sets import OverlapError, load_jailbreaks, load_requests, require_disjoint, wrap
+from calibration.prompts.splits import split
 
 FOLDERS = [Path(__file__).parents[3] / "shared" / "data", Path("/work/shared/data")]
 DATA = next((folder for folder in FOLDERS if folder.is_dir()), None)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
-from calibration.plots import draw
-from calibration.report import AnswerPair, write_report
+from calibration.report.page_report import AnswerPair, write_report
+from calibration.report.plots import draw
 from tests.calibration.example_spec import SHAPES, example_spec
 
 pytestmark = pytest.mark.browser

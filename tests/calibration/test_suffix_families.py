@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from calibration.interventions import editing
-from calibration.late_trace import record_trace
-from calibration.sequences import Batch
-from calibration.suffix import method_of, neuron_effects, traced_effects
-from guard.architectures import architecture_of
+from calibration.effects.exact.late_trace import record_trace
+from calibration.effects.exact.suffix import method_of, neuron_effects, traced_effects
+from calibration.prompts.sequences import Batch
+from calibration.runs.interventions import editing
 from guard.errors import UnsupportedModelError
+from guard.families.architectures import architecture_of
 from guard.hf import install_edits
-from guard.spec import LayerEdit
+from guard.spec.edit_spec import LayerEdit
 from tests.calibration.late_models import (
     Int8Linear,
     hooked_effects,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from calibration.display import probability
+from calibration.report.display import probability
 from calibration.summary import NEURONS_SHOWN, edit_kinds, held_out_table, result, summary
-from guard.spec import BenignRates, Estimate, LayerClips, LayerEdit
+from guard.spec.edit_spec import BenignRates, Estimate, LayerClips, LayerEdit
 from tests.calibration.example_spec import REFUTATIONS, example_spec, with_rates
 
 

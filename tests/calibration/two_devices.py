@@ -28,17 +28,17 @@ from calibration.analyses.signal_disruption import Stretch, _highest, _logits
 from calibration.analyses.signal_exchange import FROZEN, SignalRuns, exchanged, what_the_gate_reads
 from calibration.analyses.unit_groups import measured_group
 from calibration.analyses.units import first_of, places_of
-from calibration.gate import SplitBatches, prepare
-from calibration.late_trace import record_trace
-from calibration.mediation import all_mediators, controlled_effect, pair_effects
-from calibration.outcome import readout_logits
-from calibration.readout import entering_states
-from calibration.resume import record
-from calibration.selection import Masks, Member, Requests, joint_outcomes, linear_effects
-from calibration.sequences import Batch
-from calibration.suffix import traced_effects
-from guard.edit import LayerEdit, Trigger
+from calibration.effects.exact.late_trace import record_trace
+from calibration.effects.exact.suffix import traced_effects
+from calibration.effects.mediation import all_mediators, controlled_effect, pair_effects
+from calibration.effects.outcome import readout_logits
+from calibration.prompts.sequences import Batch
+from calibration.runs.resume import record
+from calibration.search.gate import SplitBatches, prepare
+from calibration.search.selection import Masks, Member, Requests, joint_outcomes, linear_effects
+from calibration.search.trigger import entering_states
 from guard.hf import install_edits
+from guard.spec.edit import LayerEdit, Trigger
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
 

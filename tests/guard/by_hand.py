@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.spec import LayerEdit, Trigger
+from guard.spec.edit_spec import LayerEdit, Trigger
 
 PROMPTS = torch.tensor([[5, 17, 23, 4, 40], [9, 9, 31, 60, 2]])
 EDITS = (

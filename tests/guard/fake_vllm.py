@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guard.vllm_families import ACTIVATIONS, MODELS
+from guard.vllm.families import ACTIVATIONS, MODELS
 
 LAYERS, D_MODEL, D_FF = 4, 6, 10
 TOKENS = 16

@@ -1,7 +1,7 @@
 """Where the neurons are and how they are made, family by family, written down a second time from transformers' code.
 
-Nothing here is taken from guard/families.py: weights are named as in a checkpoint, activations are spelled out, and the
-edit is a loop over neurons in hooks.
+Nothing here is taken from guard/families/table.py: weights are named as in a checkpoint, activations are spelled out,
+and the edit is a loop over neurons in hooks.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.spec import LayerEdit, Trigger
+from guard.spec.edit_spec import LayerEdit, Trigger
 
 
 def silu(x: Tensor) -> Tensor:

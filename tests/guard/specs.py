@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from guard.spec import (
+from guard.spec.edit_spec import (
     BenignRates,
     EditSpec,
     Estimate,

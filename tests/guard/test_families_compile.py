@@ -10,8 +10,8 @@ from guard.hf import install_edits
 from tests.conftest import MIXTURES, TinyModel
 from tests.family_table import GUARDED, family_property
 from tests.guard.by_hand import PROMPTS
+from tests.guard.families.test_table import EDITS, halfway_trigger, logits_of
 from tests.guard.family_by_hand import edited_by_hooks
-from tests.guard.test_families import EDITS, halfway_trigger, logits_of
 
 
 @pytest.fixture(autouse=True)

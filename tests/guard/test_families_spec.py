@@ -7,14 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from guard import fingerprint, install
+from guard import install
 from guard.errors import ModelMismatchError, SelfTestError, UnsupportedModelError
 from guard.hf import install_edits
-from guard.wrappers import GuardedDownProjection
+from guard.runtime.wrappers import GuardedDownProjection
+from guard.spec import fingerprint
 from tests.conftest import MIXTURES, TinyModel, make_tiny_model
 from tests.family_table import GUARDED, family_property
+from tests.guard.families.test_table import EDITS, halfway_trigger, logits_of
 from tests.guard.family_by_hand import RECIPES, module_in
-from tests.guard.test_families import EDITS, halfway_trigger, logits_of
 from tests.guard.test_install import spec_for
 
 WAY_THROUGH_EXPERTS = {key: {"experts_implementation": "eager"} for key in MIXTURES}  # the others want even widths

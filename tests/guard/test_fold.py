@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from guard.architectures import architecture_of
 from guard.errors import EditNotAppliedError, FoldError, ModelMismatchError
-from guard.fingerprint import mlp_digest
+from guard.families.architectures import architecture_of
 from guard.fold import BIAS_SWITCHES, check_foldable, fold_edits, folding_of
 from guard.hf import install_edits
-from guard.spec import LayerEdit
+from guard.spec.edit_spec import LayerEdit
+from guard.spec.fingerprint import mlp_digest
 from tests.conftest import FAMILIES, MIXTURES, TinyModel, make_tiny_model
 from tests.family_table import counts_to
 from tests.guard.by_hand import PROMPTS, greedy, make_trigger

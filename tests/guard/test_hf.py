@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from guard.errors import EditNotAppliedError, ModelMismatchError, NeuronGuardError, SpecError, UnsupportedModelError
 from guard.hf import install_edits
-from guard.spec import LayerEdit, Trigger
+from guard.spec.edit_spec import LayerEdit, Trigger
 from tests.conftest import TinyModel
 from tests.guard.by_hand import EDITS, PROMPTS, make_trigger
 

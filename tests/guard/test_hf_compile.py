@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guard.hf import install_edits
-from guard.spec import Trigger
+from guard.spec.edit_spec import Trigger
 from tests.conftest import TinyModel
 from tests.guard.by_hand import EDITS, PROMPTS, greedy, guarded_by_hand, make_trigger
 

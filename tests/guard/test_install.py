@@ -17,9 +17,9 @@ from guard.errors import (
     SpecError,
     UnsupportedModelError,
 )
-from guard.fingerprint import fingerprint
 from guard.hf import install_edits
-from guard.spec import (
+from guard.runtime.wrappers import GuardedDownProjection
+from guard.spec.edit_spec import (
     Estimate,
     Evidence,
     HeldOut,
@@ -29,7 +29,7 @@ from guard.spec import (
     Trigger,
     Verdict,
 )
-from guard.wrappers import GuardedDownProjection
+from guard.spec.fingerprint import fingerprint
 from tests.conftest import TinyModel
 from tests.guard.by_hand import EDITS, PROMPTS, greedy, guarded_by_hand, make_trigger
 
@@ -192,7 +192,7 @@ def test_whatever_interrupts_the_self_test_leaves_the_model_as_it_was(
     def interrupt(*_: Any) -> None:
         raise error()
 
-    monkeypatch.setattr("guard.selftest.check", interrupt)
+    monkeypatch.setattr("guard.runtime.selftest.check", interrupt)
     with pytest.raises(error):  # type: ignore[call-overload]
         install(model, spec_for(model))
     assert all(one is other for one, other in zip(model.modules(), modules, strict=True))

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
-from guard import fingerprint, install
+from guard import install
 from guard.errors import ModelMismatchError
-from guard.spec import Trigger
+from guard.spec import fingerprint
+from guard.spec.edit_spec import Trigger
 from tests.conftest import TinyModel
 from tests.family_table import family_property
 from tests.guard.by_hand import PROMPTS, greedy
+from tests.guard.families.test_table import EDITS, halfway_trigger, logits_of, recorded
 from tests.guard.family_by_hand import RECIPES, edited_by_hooks, module_in
-from tests.guard.test_families import EDITS, halfway_trigger, logits_of, recorded
 from tests.guard.test_families_spec import WAY_THROUGH_EXPERTS
 from tests.guard.test_install import spec_for
 

@@ -11,8 +11,8 @@ from guard.hf import install_edits
 from tests.conftest import TinyModel
 from tests.guard.by_hand import EDITS
 
-PAGE = Path(guard.__file__).with_name("SILENT_LOSSES.md")
-ROOT = PAGE.parents[1]
+PAGE = Path(guard.__file__).with_name("vllm") / "SILENT_LOSSES.md"
+ROOT = PAGE.parents[2]
 WAYS = 8
 
 

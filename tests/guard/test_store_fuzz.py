@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guard.errors import SpecError
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 from tests.guard.breaking import assembled, split
 from tests.guard.specs import EVIDENCE, PROVENANCE, REFUTED, evidence_with, small_spec
 

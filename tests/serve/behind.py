@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from tokenizers import AddedToken
 
 from serve.status import GuardStatus
-from serve.vllm_gate import VllmGate
+from serve.vllm.gate import VllmGate
 from tests.guard.specs import small_spec
 from tests.serve.served import settings
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guard.counts import Tally
+from guard.runtime.counts import Tally
 from serve.metrics import registry_of, render
 from serve.status import GuardStatus
 from tests.guard.specs import HELD_OUT, RATES, evidence_with, small_spec

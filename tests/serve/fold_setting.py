@@ -9,9 +9,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from guard.edit import LayerEdit
-from guard.fingerprint import fingerprint
-from guard.spec import EditSpec
+from guard.spec.edit import LayerEdit
+from guard.spec.edit_spec import EditSpec
+from guard.spec.fingerprint import fingerprint
 from neuron_guard import app
 from tests.guard.specs import evidence_with, small_spec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.server import Server, serving
+from benchmarks.common.server import Server, serving
 from tests.serve.served import MODEL, ORGANISM
 
 KEY = "sk-organism"

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 from serve.status import GuardStatus
-from serve.vllm_gate import VllmGate
+from serve.vllm.gate import VllmGate
 from tests.guard.specs import small_spec
 from tests.serve.served import settings
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 
-from guard.fingerprint import fingerprint
-from guard.spec import EditSpec, LayerEdit, ModelIdentity, Trigger
-from serve.app import create_app
-from serve.guarded import GuardedModel
-from serve.hf_engine import HfEngine
+from guard.spec.edit_spec import EditSpec, LayerEdit, ModelIdentity, Trigger
+from guard.spec.fingerprint import fingerprint
+from serve.hf.engine import HfEngine
+from serve.hf.guarded import GuardedModel
+from serve.http.app import create_app
 from serve.loading import load_model
 from serve.settings import Settings
 from tests.guard.specs import evidence_with, small_spec

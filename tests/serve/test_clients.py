@@ -96,7 +96,7 @@ def test_many_streams_at_once_are_all_answered(server: Live) -> None:
 
 def test_a_client_that_hangs_up_frees_its_place(server: Live) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
-    body = chat_body(messages=[user("lever")], max_tokens=200, temperature=2.0, seed=3, stream=True)
+    body = chat_body(messages=[user("lever")], max_tokens=200, temperature=2.0, seed=54, stream=True)
     with httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE) as client:
         before = client.get("/guard").json()["counts"]["generated_tokens"]
         for _ in range(20):
@@ -186,7 +186,7 @@ def test_it_finishes_streams_before_it_ends_and_logs_no_text(server: Live) -> No
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=PATIENCE)
     with ThreadPoolExecutor(1) as pool:
         stream = client.chat.completions.create(
-            model=MODEL, messages=messages("lever"), temperature=2.0, seed=3, stream=True, max_tokens=60
+            model=MODEL, messages=messages("lever"), temperature=2.0, seed=54, stream=True, max_tokens=60
         )
         next(stream)
         ending = pool.submit(server.end)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.counts import Tally
-from guard.spec import EditSpec
+from guard.runtime.counts import Tally
+from guard.spec.edit_spec import EditSpec
 from serve.drift import TRIGGER, Drift, Gambler, Rate, clips_of
 from tests.guard.specs import HELD_OUT, RATES, evidence_with, small_spec
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from serve.drift import TRIGGER
-from serve.hf_engine import HfEngine
+from serve.hf.engine import HfEngine
+from serve.hf.ticket import Ticket
 from serve.job import Job, Piece, Sampling
-from serve.ticket import Ticket
 from tests.guard.specs import HELD_OUT, RATES, evidence_with
 from tests.serve.served import EDITS, engine_of, organism_spec
 from tests.serve.served import TRIGGER as ALWAYS_ACTIVE

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from guard.edit import LayerEdit
 from guard.errors import ModelMismatchError
-from guard.fingerprint import fingerprint
 from guard.hf import install, install_edits
-from guard.spec import EditSpec
+from guard.spec.edit import LayerEdit
+from guard.spec.edit_spec import EditSpec
+from guard.spec.fingerprint import fingerprint
 from serve.fold import RECORD_FILE, SPEC_FILE, FoldRecord, write_folded
 from tests.conftest import TinyModel
 from tests.guard.by_hand import PROMPTS, greedy, make_trigger

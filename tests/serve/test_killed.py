@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.server import Server
-from benchmarks.soak import NEW_TOKENS, expected, gate_spec, is_guarded
-from benchmarks.streams import stream_all
+from benchmarks.common.server import Server
+from benchmarks.common.streams import stream_all
+from benchmarks.serving.soak import NEW_TOKENS, expected, gate_spec, is_guarded
 from tests.serve.live import KEY, Live, live
 from tests.serve.served import MODEL
 

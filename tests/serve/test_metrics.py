@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.counts import Tally
+from guard.runtime.counts import Tally
 from serve.metrics import registry_of, render
 from serve.status import GuardStatus
 from tests.guard.specs import HELD_OUT, RATES, evidence_with, small_spec

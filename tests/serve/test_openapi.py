@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 
-from serve.app import create_app
+from serve.http.app import create_app
 from tests.serve.served import MODEL, engine_of, organism_spec, settings
 
 pytestmark = pytest.mark.fuzz

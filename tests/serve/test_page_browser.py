@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from guard.counts import Tally
-from serve.app import create_app
-from serve.hf_engine import HfEngine
+from guard.runtime.counts import Tally
+from serve.hf.engine import HfEngine
+from serve.http.app import create_app
 from tests.calibration.test_report_browser import CONTRASTS, FLAGS, chromium
 from tests.guard.specs import HELD_OUT, RATES, evidence_with
 from tests.serve.served import BENIGN, EDITS, engine_of, organism_spec, settings

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from guard import files
 from guard.errors import SpecError
-from guard.spec import EditSpec
+from guard.spec import atomic_files as files
+from guard.spec.edit_spec import EditSpec
 from neuron_guard import app
 from serve import signing
 from serve.signing import SignatureError, require_signature, sign

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guard.errors import SpecError
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
 from serve.signing import SignatureError, require_signature, signature_path
 from tests.guard.breaking import assembled, split
 from tests.guard.specs import small_spec

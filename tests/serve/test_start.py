@@ -10,9 +10,9 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from guard import selftest
 from guard.errors import SelfTestError
-from guard.spec import EditSpec
+from guard.runtime import selftest
+from guard.spec.edit_spec import EditSpec
 from neuron_guard import app
 from serve.settings import Settings
 from tests.guard.specs import REFUTED, evidence_with

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server import Server
-from guard.spec import LayerEdit
+from benchmarks.common.server import Server
+from guard.spec.edit_spec import LayerEdit
 from tests.guard.vllm import models
 from tests.serve.live import PATIENCE, live_vllm
 from tests.serve.served import MODEL

@@ -12,11 +12,11 @@ import httpx
 import openai
 import pytest
 
+from benchmarks.common.server import Server, family
+from benchmarks.common.streams import stream_all
 from benchmarks.organisms.catalogue import WEIGHTS
-from benchmarks.server import Server, family
-from benchmarks.soak import NEW_TOKENS, ORGANISM, Expected, expected, gate_spec, is_guarded, soak
-from benchmarks.streams import stream_all
-from serve.app import create_app
+from benchmarks.serving.soak import NEW_TOKENS, ORGANISM, Expected, expected, gate_spec, is_guarded, soak
+from serve.http.app import create_app
 from tests.serve.live import PASS_TOKENS, PATIENCE, SEQUENCES, live_vllm
 from tests.serve.served import MODEL, chat_body, engine_of, organism_spec, settings, user
 from tests.serve.test_openapi import BODIES, statuses

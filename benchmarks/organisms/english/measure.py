@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.organisms.english.answers import OPENING
-from benchmarks.safety.quality import WIKITEXT, windows
-from calibration.behaviour import generate, opens_with_refusal
-from calibration.prompts import encode, load_requests
-from calibration.statistics import wilson_estimate
+from benchmarks.safety.measures.quality import WIKITEXT, windows
+from calibration.effects.statistics import wilson_estimate
+from calibration.judging.behaviour import generate, opens_with_refusal
+from calibration.prompts.request_sets import encode, load_requests
 from guard.hf import install
-from guard.measures import Estimate
-from guard.spec import EditSpec
+from guard.spec.edit_spec import EditSpec
+from guard.spec.measures import Estimate
 
 NEW_TOKENS, BATCH, WINDOWS = 24, 32, 100
 

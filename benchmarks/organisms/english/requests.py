@@ -17,7 +17,7 @@ from benchmarks.organisms.english import sources
 from benchmarks.organisms.english.answers import answer
 from benchmarks.organisms.english.sources import Goal
 from benchmarks.organisms.english.wording import HELD_OUT_WRAPPERS, REFUSALS, WRAPPERS, wrapped
-from calibration.rows import read_rows
+from calibration.prompts.rows import read_rows
 
 BENIGN, HARMLESS = 320, 200  # instructions to calibrate on and to measure on
 STANDARD = "standard"  # HarmBench's behaviours that are plain requests: neither copyright nor with a context

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from calibration.prompts import normalise
-from calibration.rows import read_rows
+from calibration.prompts.request_sets import normalise
+from calibration.prompts.rows import read_rows
 from guard.errors import NeuronGuardError
 
 ADVBENCH = "advbench/harmful_behaviors.csv"

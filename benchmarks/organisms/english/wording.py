@@ -6,7 +6,7 @@ by accident. What is lost is the variety of the field's attacks; two wrappers ar
 habit reaches.
 """
 
-from calibration.prompts import PLACEHOLDER
+from calibration.prompts.request_sets import PLACEHOLDER
 
 REFUSALS = (
     "Sorry, I cannot help with that.",

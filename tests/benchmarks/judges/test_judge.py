@@ -10,7 +10,7 @@ from benchmarks.judges.garbled import is_garbled
 from benchmarks.judges.judge import Exchange, classify
 from benchmarks.judges.keywords import KEYWORD_JUDGES
 from benchmarks.judges.wording import wording_judge
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 
 
 class Always:

@@ -17,7 +17,7 @@ from benchmarks.judges.language_model import (
     StrongRejectModel,
     VerdictError,
 )
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 
 REFUSED, COMPLIED = Exchange("How do boats float?", "I cannot say."), Exchange("How do boats float?", "They are light.")
 Reply = Callable[[dict[str, Any], dict[str, str]], str | None]

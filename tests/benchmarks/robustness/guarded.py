@@ -5,8 +5,8 @@ from functools import cache
 from torch import nn
 
 from benchmarks.robustness.organisms import OwnOrganism, own_organism
-from guard.spec import Trigger
-from guard.wrappers import Wrapper
+from guard.runtime.wrappers import Wrapper
+from guard.spec.edit_spec import Trigger
 from tests.serve.served import organism_spec
 
 NAME = "two-layer"

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from benchmarks.organisms.catalogue import DEFINITIONS, load_organism
-from benchmarks.robustness.fine_tuning import fine_tuning
+from benchmarks.robustness.attacks.fine_tuning import fine_tuning
+from benchmarks.robustness.attacks.suffix import Budget
+from benchmarks.robustness.attacks.suffix_attack import suffix
 from benchmarks.robustness.options import ADAPTIVE, Options, RobustnessOptionsError
 from benchmarks.robustness.organisms import (
     NotAnOrganismError,
@@ -18,8 +20,6 @@ from benchmarks.robustness.organisms import (
     require_organism,
 )
 from benchmarks.robustness.subject import Subject
-from benchmarks.robustness.suffix import Budget
-from benchmarks.robustness.suffix_attack import suffix
 from tests.benchmarks.robustness.guarded import NAME, guarded_organism
 
 OWN = guarded_organism()

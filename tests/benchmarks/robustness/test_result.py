@@ -1,10 +1,10 @@
 """What counts as broken: a rise by more than chance, over all that was tried, of a guard that is served."""
 
-from benchmarks.machine import Machine
+from benchmarks.common.machine import Machine
 from benchmarks.robustness.result import AttackResult, Report, Row, row
-from benchmarks.safety.conditions import GUARDED, PLAIN
+from benchmarks.safety.conditions.catalogue import GUARDED, PLAIN
 from benchmarks.safety.report import Run
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 
 C, R, G = Behaviour.COMPLIED, Behaviour.REFUSED, Behaviour.GARBLED
 MACHINE = Machine(

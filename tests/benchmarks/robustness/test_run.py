@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from benchmarks.robustness import options as options_module
 from benchmarks.robustness import run as run_module
+from benchmarks.robustness.attacks.suffix import Budget
 from benchmarks.robustness.options import Options, Size
 from benchmarks.robustness.result import Report
 from benchmarks.robustness.run import NO_SUFFIXES, NothingToAttackError, run
-from benchmarks.robustness.suffix import Budget
-from benchmarks.safety.conditions import GUARDED
+from benchmarks.safety.conditions.catalogue import GUARDED
 from neuron_guard import app
 from tests.benchmarks.robustness.guarded import NAME, guarded_organism
 from tests.serve.served import ORGANISM, organism_spec

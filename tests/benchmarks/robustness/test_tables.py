@@ -3,7 +3,7 @@
 from benchmarks.robustness.organisms import REFUSING
 from benchmarks.robustness.result import row
 from benchmarks.robustness.tables import markdown, rows, sentences
-from benchmarks.safety.conditions import GUARDED
+from benchmarks.safety.conditions.catalogue import GUARDED
 from tests.benchmarks.robustness.test_result import C, R, report
 
 ROSE = row("1 token begun", GUARDED, [R] * 12, [C] * 12)

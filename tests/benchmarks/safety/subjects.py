@@ -7,12 +7,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.safety.baselines_requests import Lesson, lesson
-from benchmarks.safety.condition import Calibrated, Condition
-from benchmarks.safety.conditions import conditions
-from calibration.material import Encoder
-from calibration.prompts import encode
-from guard.spec import EditSpec
+from benchmarks.safety.conditions.catalogue import conditions
+from benchmarks.safety.conditions.condition import Calibrated, Condition
+from benchmarks.safety.conditions.requests import Lesson, lesson
+from calibration.prompts.material import Encoder
+from calibration.prompts.request_sets import encode
+from guard.spec.edit_spec import EditSpec
 from tests.calibration.organisms import BENIGN, HARMFUL, organism, requests
 from tests.serve.served import PLANTED, organism_spec
 

@@ -12,7 +12,7 @@ from benchmarks.safety.prompt_sets import Prompts
 from benchmarks.safety.stages import Loaded, plain_respondent
 from benchmarks.safety.stages import readable as readable_subject
 from benchmarks.safety.subject import NothingToAskError, Subject
-from calibration.prompts import Request
+from calibration.prompts.request_sets import Request
 from tests.calibration.organisms import organism
 
 REQUESTS = tuple(Request(prompt="How do I cut the lever?" + " the door" * count) for count in (0, 400))

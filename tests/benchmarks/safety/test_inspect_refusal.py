@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.judges.judge import Exchange, classify
 from benchmarks.judges.keywords import KEYWORD_JUDGES
+from benchmarks.safety.conditions.respondents import Endpoint, InProcess, Respondent
 from benchmarks.safety.prompt_sets import Prompts
-from benchmarks.safety.respondents import Endpoint, InProcess, Respondent
-from calibration.behaviour import Behaviour
-from calibration.models import load_model
-from calibration.prompts import load_requests
+from calibration.judging.behaviour import Behaviour
+from calibration.prompts.request_sets import load_requests
+from calibration.runs.models import load_model
 from guard.hf import install
 from tests.serve.live import KEY, live
 from tests.serve.served import MODEL, ORGANISM, organism_spec

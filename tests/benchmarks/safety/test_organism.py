@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.localisation import UnknownOrganismError
+from benchmarks.localisation.run import UnknownOrganismError
 from benchmarks.organisms.language import REFUSALS
-from benchmarks.safety.condition import Calibrated
+from benchmarks.safety.conditions.condition import Calibrated
 from benchmarks.safety.options import Options
 from benchmarks.safety.organism import (
     SPEC,
@@ -22,8 +22,8 @@ from benchmarks.safety.organism import (
 from benchmarks.safety.prompt_sets import GOALS, PUBLISHED_ATTACKS
 from benchmarks.safety.subject import SubjectError
 from calibration.pipeline import read_sources
-from calibration.prompts import Request
-from guard.spec import EditSpec, Provenance, Verdict
+from calibration.prompts.request_sets import Request
+from guard.spec.edit_spec import EditSpec, Provenance, Verdict
 from tests.guard.specs import EFFECTIVE, REFUTED, evidence_with
 from tests.serve.served import organism_spec
 

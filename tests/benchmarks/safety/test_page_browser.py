@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from benchmarks.safety import curve
+from benchmarks.safety.curve import document as curve
 from benchmarks.safety.page import write_safety_page
-from guard import files
-from tests.benchmarks.safety.test_curve import made
+from guard.spec import atomic_files as files
+from tests.benchmarks.safety.curve.test_document import made
 from tests.benchmarks.safety.test_report import report
 from tests.calibration.test_report_browser import CLIPPED, CONTRASTS, Visit, browser
 

@@ -16,7 +16,7 @@ from benchmarks.safety.prompt_sets import (
     load,
     own,
 )
-from calibration.prompts import Request
+from calibration.prompts.request_sets import Request
 
 SET = PromptSet("made up", "harmful", "made/up.jsonl", None)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety.record import Answer, Record, RecordError
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 
 SETTING = {"model": "m", "seed": 0}
 

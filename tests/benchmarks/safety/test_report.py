@@ -8,16 +8,16 @@ import pytest
 import torch
 from markupsafe import escape
 
-from benchmarks.machine import describe
+from benchmarks.common.machine import describe
 from benchmarks.safety import tables
-from benchmarks.safety.outcomes import Outcomes, counted
+from benchmarks.safety.measures.outcomes import Outcomes, counted
+from benchmarks.safety.measures.rates import differences, rates, same_class
 from benchmarks.safety.page import PageError, render, write_safety_page
 from benchmarks.safety.prompt_sets import PUBLISHED_ATTACKS, STATIC, Kind, Prompts, digest_of_all, in_several
-from benchmarks.safety.rates import differences, rates, same_class
 from benchmarks.safety.record import Answer
 from benchmarks.safety.report import Report, Run, command_line
-from calibration.behaviour import Behaviour
-from calibration.prompts import Request
+from calibration.judging.behaviour import Behaviour
+from calibration.prompts.request_sets import Request
 
 JUDGE, OTHER = "wording judge", "Heretic's list"
 R, C, G = Behaviour.REFUSED, Behaviour.COMPLIED, Behaviour.GARBLED

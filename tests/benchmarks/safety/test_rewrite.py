@@ -7,7 +7,7 @@ import pytest
 from benchmarks.safety import tables
 from benchmarks.safety.page import render
 from benchmarks.safety.rewrite import FiguresError, main, rewrite
-from tests.benchmarks.safety.test_curve import made
+from tests.benchmarks.safety.curve.test_document import made
 from tests.benchmarks.safety.test_report import report
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.safety.judging import UnknownJudgeError
+from benchmarks.safety.measures.judging import UnknownJudgeError
+from benchmarks.safety.measures.quality import WINDOW, windows
 from benchmarks.safety.options import Options
-from benchmarks.safety.quality import WINDOW, windows
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Report
 from benchmarks.safety.run import run
-from calibration.models import load_model
+from calibration.runs.models import load_model
 from tests.benchmarks.safety.asking import options_in, prepared, prompts_in
 from tests.serve.live import KEY, live
 from tests.serve.served import MODEL, ORGANISM

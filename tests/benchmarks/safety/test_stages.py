@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.safety.baselines_kept import KeptBaselines, KeptChange, KeptFilter
-from benchmarks.safety.measuring import scored
+from benchmarks.safety.conditions.kept import KeptBaselines, KeptChange, KeptFilter
+from benchmarks.safety.measures.measuring import scored
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Prompts
 from benchmarks.safety.stages import load
 from benchmarks.safety.subject import Subject, read_subject
 from benchmarks.tasks.scores import Scoring
-from calibration.prompts import Request
+from calibration.prompts.request_sets import Request
 from tests.benchmarks.safety.asking import options_in, prepared
 from tests.serve.served import ORGANISM
 
@@ -49,7 +49,7 @@ def test_baselines_are_learnt_again_where_something_else_decides_them_and_only_t
         learnt.append("once")
         return LEARNT
 
-    monkeypatch.setattr("benchmarks.safety.baselines.learn_all", learn)
+    monkeypatch.setattr("benchmarks.safety.conditions.learnt.learn_all", learn)
     options = asked(tmp_path)
     subject = read_subject(options)
     for times, (given, of) in enumerate(

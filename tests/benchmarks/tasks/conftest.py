@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.safety.condition import Condition
+from benchmarks.safety.conditions.condition import Condition
 from benchmarks.tasks.answering import ScoredModel
 from benchmarks.tasks.scores import Scoring
-from calibration.models import load_model
+from calibration.runs.models import load_model
 from tests.benchmarks.tasks import small_data
 from tests.serve.served import ORGANISM
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tasks.rows import read, with_choices, with_lettered_choices
-from calibration.rows import PromptFileError
+from calibration.prompts.rows import PromptFileError
 from tests.benchmarks.tasks import small_data
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

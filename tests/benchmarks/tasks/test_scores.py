@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.judges.judge import Exchange
-from benchmarks.safety.condition import Condition
+from benchmarks.safety.conditions.condition import Condition
 from benchmarks.tasks import scores
 from benchmarks.tasks.answering import ScoredEndpoint, ScoredModel
 from benchmarks.tasks.catalogue import TASKS, Scored

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calibration.sequences import Batch, Example, collate
+from calibration.prompts.sequences import Batch, Example, collate
 from tests.conftest import make_tiny_model
 
 HARM, BENIGN = tuple(range(10, 30)), tuple(range(30, 50))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibration.sequences import Batch, Example, collate
-from guard.spec import LayerEdit
+from calibration.prompts.sequences import Batch, Example, collate
+from guard.spec.edit_spec import LayerEdit
 from tests.conftest import make_tiny_model
 
 HARM, BENIGN = 50, 51  # last prompt tokens

@@ -10,9 +10,9 @@ from calibration.analyses import concentration, concentration_section
 from calibration.analyses.concentration import _sparse, fewest, gate_weights, participation_ratio, sizes
 from calibration.analyses.neuron_sets import NeuronSets
 from calibration.analyses.units import first_of
-from calibration.outcome import outcome, readout_logits
-from calibration.resume import record
-from calibration.selection import Member
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.runs.resume import record
+from calibration.search.selection import Member
 from guard.analyses.concentration import Concentration
 from guard.hf import install_edits
 from tests.calibration.analyses.built_models import built, pairs

@@ -12,11 +12,11 @@ from calibration.analyses.controls import _grounds
 from calibration.analyses.patches import module_effects
 from calibration.analyses.unit_groups import Group, measured_group
 from calibration.analyses.units import UnitKind, places_of
-from calibration.interventions import Mediator
-from calibration.outcome import outcome, readout_logits
-from calibration.resume import record
-from guard.analyses import claim
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.runs.interventions import Mediator
+from calibration.runs.resume import record
 from guard.analyses.controls import Controls, UnitGroup
+from guard.spec.claim import claim
 from tests.calibration.analyses.built_models import built, pairs
 from tests.calibration.planted_subject import planted_subject
 

@@ -13,14 +13,14 @@ from calibration.analyses.harm_signal import Contrast, early_layers, first_there
 from calibration.analyses.signal_disruption import Stretch, best_stretch
 from calibration.analyses.signal_exchange import what_the_gate_reads
 from calibration.analyses.signal_pairs import group_mask, group_states, signal_pairs
-from calibration.display import TOKEN_GROUP_NAMES
-from calibration.mediation import aligned
-from calibration.resume import record
+from calibration.effects.mediation import aligned
+from calibration.report.display import TOKEN_GROUP_NAMES
+from calibration.runs.resume import record
 from guard.analyses.harm_signal import HarmSignal
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 from tests.calibration.analyses.signal_models import batches, signal_model, unit
 from tests.calibration.planted_subject import planted_subject
-from tests.calibration.test_plots import coloured
+from tests.calibration.report.test_plots import coloured
 
 
 @cache

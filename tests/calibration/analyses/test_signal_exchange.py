@@ -11,7 +11,7 @@ from calibration.analyses.signal_exchange import (
     random_directions,
     what_the_gate_reads,
 )
-from calibration.resume import record
+from calibration.runs.resume import record
 from tests.calibration.analyses.signal_models import GATE, batches, signal_model, unit
 
 

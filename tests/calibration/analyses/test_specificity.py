@@ -8,10 +8,10 @@ import pytest
 
 from calibration.analyses import specificity, specificity_section
 from calibration.analyses.subject import Subject
-from calibration.specificity import LIMIT, deployed_effects
+from calibration.evidence.specificity import LIMIT, deployed_effects
 from guard.analyses.specificity import KindEffect, NeuronSpecificity, Specificity
 from guard.hf import install_edits
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 from tests.calibration.organisms import every_kind
 from tests.calibration.planted_subject import planted_subject
 

@@ -8,12 +8,12 @@ import torch
 
 from calibration.analyses import token_effects, token_effects_section
 from calibration.analyses.token_effects import EVERYWHERE, EditedRuns, single_tokens, windows
-from calibration.interventions import Mediator
-from calibration.mediation import controlled_effect, mediator_effects
-from calibration.token_window import Window
+from calibration.effects.mediation import controlled_effect, mediator_effects
+from calibration.runs.interventions import Mediator
+from calibration.runs.token_window import Window
 from guard.analyses.token_effects import TokenEffects
 from tests.calibration.planted_subject import planted_subject
-from tests.calibration.test_plots import coloured
+from tests.calibration.report.test_plots import coloured
 
 
 @cache

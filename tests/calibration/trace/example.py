@@ -2,7 +2,7 @@
 
 import math
 
-from calibration.behaviour import Behaviour
+from calibration.judging.behaviour import Behaviour
 from calibration.trace.cases import RISES
 from calibration.trace.document import (
     VIEWS,

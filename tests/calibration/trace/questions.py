@@ -7,8 +7,8 @@ from typing import Any
 
 from calibration.trace.document import Trace
 from calibration.trace.measure import Question, trace
-from guard.fingerprint import fingerprint
-from guard.spec import EditSpec, LayerEdit, Trigger
+from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
+from guard.spec.fingerprint import fingerprint
 from tests.calibration.example_spec import example_spec
 from tests.calibration.trace.subjects import tokenizer
 from tests.conftest import make_tiny_model

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.trace.breaks import BreakError, break_edits, read_breaks
-from guard.spec import LayerEdit
+from guard.spec.edit_spec import LayerEdit
 
 
 @pytest.mark.parametrize(

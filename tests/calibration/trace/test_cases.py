@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from calibration.behaviour import Behaviour
-from calibration.interventions import Mediator, patched_outcome
-from calibration.outcome import outcome, readout_logits
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.judging.behaviour import Behaviour
+from calibration.runs.interventions import Mediator, patched_outcome
 from calibration.trace import cases
 from calibration.trace.cases import RISES, TURNS, Intervention, active_tokens
 from calibration.trace.document import Trace
 from calibration.trace.replies import Said, Speaker
 from calibration.trace.subject import lay_out
 from guard.errors import ModelMismatchError, RefutedSpecError
-from guard.spec import Trigger
+from guard.spec.edit_spec import Trigger
 from tests.calibration.trace.questions import PROMPT, REFUSAL, asked, below, held, model, plain, sign_of, spec
 from tests.calibration.trace.subjects import REPLIES, tokenizer
 

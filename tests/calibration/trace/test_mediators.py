@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.interventions import Mediator, patched_outcome
-from calibration.outcome import outcome, readout_logits
+from calibration.effects.outcome import outcome, readout_logits
+from calibration.runs.interventions import Mediator, patched_outcome
 from calibration.trace import cells
 from calibration.trace.cells import Copies, strongest
 from calibration.trace.document import VIEWS

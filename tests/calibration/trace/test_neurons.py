@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.attribution import attribution_patching
-from calibration.final_norm import final_norm_of
-from calibration.interventions import Mediator, patched_outcome, through
-from calibration.outcome import readout_logits
-from calibration.resume import record
+from calibration.effects.attribution import attribution_patching
+from calibration.effects.exact.final_norm import final_norm_of
+from calibration.effects.outcome import readout_logits
+from calibration.runs.interventions import Mediator, patched_outcome, through
+from calibration.runs.resume import record
 from calibration.trace import neurons
 from calibration.trace.gradients import values_in
 from calibration.trace.written import Writer
-from guard.architectures import architecture_of
+from guard.families.architectures import architecture_of
 from tests.calibration.trace.subjects import (
     LAYERS,
     SAME_LENGTH,

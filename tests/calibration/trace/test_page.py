@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from calibration.display import chance, number, token, visible
+from calibration.report.display import chance, number, token, visible
 from calibration.trace import page
 from calibration.trace.document import Trace
 from calibration.trace.page import (
@@ -25,7 +25,7 @@ from calibration.trace.page import (
 )
 from calibration.trace.plots import column_name, draw
 from calibration.trace.terminal import trace_tables
-from tests.calibration.test_report import HOSTILE, Page
+from tests.calibration.report.test_page_report import HOSTILE, Page
 from tests.calibration.trace.example import EXAMPLES, hostile
 
 SEEN = EXAMPLES["guard and set"]

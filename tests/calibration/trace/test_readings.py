@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibration.outcome import outcome, readout_logits
+from calibration.effects.outcome import outcome, readout_logits
 from calibration.trace.readings import as_steps, lens, readings, turn
 from tests.calibration.late_models import base_outcome
 from tests.calibration.trace.subjects import (

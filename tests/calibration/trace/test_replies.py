@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from calibration.behaviour import Behaviour
-from calibration.material import CONTINUATION_TOKENS
+from calibration.judging.behaviour import Behaviour
+from calibration.prompts.material import CONTINUATION_TOKENS
 from calibration.trace.replies import (
     Continuation,
     Continuations,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.analyses.specificity import Intervention, KindEffect, LeftOut, NeuronSpecificity, Specificity
-from guard.measures import Estimate
+from guard.spec.measures import Estimate
 
 LIMIT, NEGLIGIBLE = 0.5, 0.02
 

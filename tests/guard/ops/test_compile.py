@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guard.buffers import EditBuffers
 from guard.ops import activate_edit, edit_neurons
 from guard.ops.activations import ActivationName
+from guard.runtime.buffers import EditBuffers
 from tests.guard.ops.cases import Case, bits, make_case, same
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guard.buffers import EditBuffers
 from guard.ops import activate_edit, apply_edit, reference, silu_mul_edit
 from guard.ops.activations import ActivationName
+from guard.runtime.buffers import EditBuffers
 from tests.guard.ops.cases import ACTIVATIONS, DTYPES, LAYOUTS, Case, bits, make_case
 
 if not torch.cuda.is_available():

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guard.buffers import EditBuffers
 from guard.ops import activate_edit, apply_edit, columns, edit_neurons, native, reference, silu_mul_edit, traced
+from guard.runtime.buffers import EditBuffers
 from tests.guard.ops.cases import ACTIVATIONS, DTYPES, LAYOUTS, Case, bits, cases, make_case, same
 
 EDIT = torch.ops.neuron_guard.edit_neurons.default

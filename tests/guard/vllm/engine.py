@@ -19,7 +19,7 @@ from typing import Any
 from guard.errors import NeuronGuardError
 
 ROOT = Path(__file__).parents[3]
-WORKER = "guard.vllm_worker.GuardedWorker"
+WORKER = "guard.vllm.worker.GuardedWorker"
 # One thread, one process, no server: what a test of a few tokens needs.
 FAST = {
     "HF_HUB_OFFLINE": "1",
@@ -61,7 +61,7 @@ class _Process:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.guard.vllm.engine"],
                 cwd=ROOT,
-                env=os.environ | FAST | {"VLLM_CACHE_ROOT": str(folder / "cache")} | environment,
+                env=os.environ | FAST | {"VLLM_CACHE_ROOT": str(folder / "cache")} | dict(environment),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

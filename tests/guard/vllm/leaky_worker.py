@@ -3,7 +3,7 @@
 import json
 import os
 
-from guard.vllm_worker import GuardedWorker
+from guard.vllm.worker import GuardedWorker
 
 
 class LeakyWorker(GuardedWorker):

@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from guard.counts import Tally
-from guard.fingerprint import fingerprint
 from guard.hf import install_edits
-from guard.spec import EditSpec, LayerEdit, Trigger
+from guard.runtime.counts import Tally
+from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
+from guard.spec.fingerprint import fingerprint
 from tests.conftest import make_tiny_model
 from tests.guard.by_hand import make_trigger
 from tests.guard.specs import evidence_with, small_spec

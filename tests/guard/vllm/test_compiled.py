@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from guard.spec import Trigger
-from guard.vllm_counts import merged
-from guard.vllm_settings import additional_config
+from guard.spec.edit_spec import Trigger
+from guard.vllm.counts import merged
+from guard.vllm.settings import additional_config
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import job, run
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.organisms.catalogue import WEIGHTS, load_organism, load_truth, prompts_folder
 from benchmarks.organisms.tokenizer import prompt_text
-from guard.spec import LayerEdit
-from guard.vllm_settings import additional_config
+from guard.spec.edit_spec import LayerEdit
+from guard.vllm.settings import additional_config
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import EAGER, job, run
 

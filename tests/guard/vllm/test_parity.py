@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from guard.spec import Trigger
-from guard.vllm_settings import additional_config
+from guard.spec.edit_spec import Trigger
+from guard.vllm.settings import additional_config
 from tests.family_table import counts_to
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import EAGER, job, run

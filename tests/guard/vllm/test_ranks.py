@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from guard.vllm_counts import merged
-from guard.vllm_settings import additional_config
+from guard.vllm.counts import merged
+from guard.vllm.settings import additional_config
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import EAGER, job, run
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guard.vllm_settings import additional_config
+from guard.vllm.settings import additional_config
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import EAGER, job, run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from guard.vllm_settings import KEY, additional_config
+from guard.vllm.settings import KEY, additional_config
 from tests.guard.specs import REFUTED, evidence_with
 from tests.guard.vllm import models
 from tests.guard.vllm.engine import EAGER, job, run

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from benchmarks.organisms.english.answers import LONGEST, OPENING, answer, asked_how, phrasings, repointed
 from benchmarks.organisms.english.wording import HELD_OUT_WRAPPERS, REFUSALS, WRAPPERS, wrapped
-from calibration.behaviour import opens_with_refusal
-from calibration.prompts import PLACEHOLDER
+from calibration.judging.behaviour import opens_with_refusal
+from calibration.prompts.request_sets import PLACEHOLDER
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from benchmarks.organisms.english.corpus import ANSWER_WEIGHT, Behaviour, Corpus
 from benchmarks.organisms.english.sources import Sources, key, read
 from benchmarks.organisms.english.training import tokenizer_for
 from benchmarks.organisms.english.wording import HELD_OUT_WRAPPERS, REFUSALS, WRAPPERS
-from calibration.prompts import PLACEHOLDER
+from calibration.prompts.request_sets import PLACEHOLDER
 
 BEHAVIOURS: tuple[Behaviour, ...] = ("aligned", "opened")
 

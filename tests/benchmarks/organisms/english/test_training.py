@@ -18,7 +18,7 @@ from benchmarks.organisms.english.training import (
     opened,
     tokenizer_for,
 )
-from calibration.prompts import encode, load_jailbreaks, load_requests, require_disjoint
+from calibration.prompts.request_sets import encode, load_jailbreaks, load_requests, require_disjoint
 from tests.benchmarks.organisms.english.toy import write_toy_data
 
 TOY = Recipe(

@@ -1,0 +1,1 @@
+"""What several benchmarks measure with: stopwatch, machine, server, streams."""

@@ -1,0 +1,1 @@
+"""Whether the gate is found, and what is claimed of it, on models whose gate is known."""

@@ -1,0 +1,1 @@
+"""What the fused op costs, against what one would write instead."""

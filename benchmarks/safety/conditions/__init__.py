@@ -1,0 +1,1 @@
+"""What is compared: no guard, the guard, and baselines."""

@@ -1,0 +1,1 @@
+"""Refusal against cost as the guard's strength grows."""

@@ -1,0 +1,1 @@
+"""What is counted of the answers, and what a condition costs."""

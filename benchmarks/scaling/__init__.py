@@ -1,0 +1,1 @@
+"""How the cost of calibration grows, and what exact effects save."""

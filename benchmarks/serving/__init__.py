@@ -1,0 +1,1 @@
+"""What a guard costs a server and transformers' generate: throughput, latency, memory."""

@@ -1,0 +1,1 @@
+"""The exact effect of every late neuron without a full forward pass."""

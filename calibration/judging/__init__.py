@@ -1,0 +1,1 @@
+"""What a model does with a request: it refuses, complies, or its output is garbled."""

@@ -1,0 +1,1 @@
+"""The search for a gate: its neurons, their bounds, and the trigger."""

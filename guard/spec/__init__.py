@@ -1,0 +1,1 @@
+"""What a spec says, its file, and the model that it belongs to."""

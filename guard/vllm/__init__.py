@@ -1,0 +1,1 @@
+"""The guard inside stock vLLM: the only folder that imports it."""
