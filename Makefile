@@ -3,6 +3,7 @@
 # make check          ruff and mypy alone
 # make test-newest    what touches torch and transformers, with the newest release of every dependency that is allowed
 # make test-lowest    the same with the lowest
+# make test-transformers-5.21.1  the half of it that differs between releases of transformers, with that one
 # make families       run what is shown for every model family, and write the README's table of it
 # make lock           resolve every dependency anew and pin it, by hash, in requirements/
 # make clean          remove what the targets made, .venv included
@@ -30,7 +31,14 @@ ORGANISMS := benchmarks/organisms
 
 # What touches torch and transformers: the wrapper, the families, the op, calibration of two organisms whole, the
 # embedded endpoint.
-VERSION_TESTS := tests/guard tests/calibration tests/serve
+VERSION_TESTS := tests/guard tests/calibration/effects tests/calibration/runs tests/calibration/trace \
+	tests/calibration/search/test_gate.py tests/calibration/test_pipeline.py tests/calibration/test_pipeline_families.py \
+	tests/calibration/test_suffix_families.py tests/calibration/test_two_devices.py \
+	tests/serve/hf tests/serve/http tests/serve/test_reload.py tests/serve/test_start.py \
+	--ignore tests/guard/vllm --ignore-glob '*_browser.py'
+# And for a release between the two: where families differ from one to the next.
+BETWEEN_TESTS := tests/guard/families tests/guard/test_hf.py tests/guard/test_hf_generate.py tests/guard/test_families_spec.py \
+	tests/calibration/runs tests/calibration/test_suffix_families.py tests/calibration/test_pipeline.py tests/serve/hf
 
 # Compiling every installed file takes half the installation. What is imported is compiled when it is, and kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -53,7 +61,10 @@ test: check
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(row)
 
 test-%: .venv-%/.installed
-	.venv-$*/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not fuzz and not browser" $(row) $(VERSION_TESTS)
+	.venv-$*/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not fuzz" $(row) $(VERSION_TESTS)
+
+test-transformers-%: .venv-transformers-%/.installed
+	.venv-transformers-$*/bin/python -m pytest -n $(PROCESSES) --dist loadfile -m "not fuzz" $(row) $(BETWEEN_TESTS)
 
 families: $(VENV)/.test
 	$(BIN)/python -m pytest -m family_property --write-family-table
@@ -72,6 +83,7 @@ lock: | $(BIN)/python
 
 # make resolved WITH="vllm==0.33.0": whether pip would install that beside this project, as a row of the README's table
 resolved: $(VENV)/.demo
+	$(call pip,$(VENV)) install --upgrade pip  # older ones look for hours
 	$(BIN)/python -m tests.version_table $(WITH)
 
 clean:
