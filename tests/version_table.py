@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- versions: written by the runs named in it -->", "<!-- end of versions -->"
 HEADINGS = ("torch", "transformers", "vLLM", "shown by")
 ABSENT = "–"
-RESOLVED = "installs beside it; not run"
+RESOLVED = "resolved only, not run"
 
 
 @dataclass(frozen=True)
