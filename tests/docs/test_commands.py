@@ -156,7 +156,12 @@ def test_a_page_has_each_command_that_is_run() -> None:
     assert {command.words[1] for command in OURS} >= set(RUN)
 
 
-@pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in pythons(page)])
+def page_of(value: object) -> str:
+    """A page's name, for the name of a test; code has none."""
+    return value.stem if isinstance(value, Path) else "code"
+
+
+@pytest.mark.parametrize(("page", "code"), [(page, code) for page in PAGES for code in pythons(page)], ids=page_of)
 def test_python_on_a_page_compiles_and_imports_what_there_is(page: Path, code: str) -> None:
     tree = ast.parse(code, page.name)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
