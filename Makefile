@@ -4,7 +4,7 @@
 # make test-newest    what touches torch and transformers, with the newest release of every dependency that is allowed
 # make test-lowest    the same with the lowest
 # make test-transformers-5.21.1  the half of it that differs between releases of transformers, with that one
-# make families       run what is shown for every model family, and write the README's table of it
+# make families       run what is shown for every model family, and write the table in docs/families.md
 # make lock           resolve every dependency anew and pin it, by hash, in requirements/
 # make clean          remove what the targets made, .venv included
 #

@@ -30,7 +30,7 @@ def expected_errors() -> tuple[type[BaseException], ...]:
 
 
 def fail(reason: str) -> NoReturn:
-    """Say what is wrong in red and exit with 2."""
+    """Print what is wrong in red and exit with 2."""
     Console(stderr=True, soft_wrap=True).print(f"error: {reason}", style="red", markup=False, highlight=False)
     raise typer.Exit(FAILED)
 
@@ -91,7 +91,7 @@ def add_commands() -> None:
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Path or hub name of a causal language model.")]
-Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")]
+Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA if there is one, otherwise the CPU.")]
 Dtype = Annotated[Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
 
@@ -124,13 +124,14 @@ def calibrate(
         typer.Option(help="Jailbreaks: rows with `template` holding {prompt}, or rows with `goal` and `prompt`."),
     ] = None,
     trigger: Annotated[
-        TriggerChoice, typer.Option(help="Edit only tokens that a read-out of an early layer picks. auto: if better.")
+        TriggerChoice,
+        typer.Option(help="Edit only tokens that a read-out of an early layer picks. auto: if it is better."),
     ] = TriggerChoice.auto,
     output: Annotated[
-        Path, typer.Option("--output", "-o", dir_okay=False, help="Where the edit spec is written.")
+        Path, typer.Option("--output", "-o", dir_okay=False, help="Write the edit spec to this file.")
     ] = Path("guard.safetensors"),
     report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Also write the evidence as one HTML page, here.")
+        Path | None, typer.Option(dir_okay=False, help="Also write the evidence to this file, as one HTML page.")
     ] = None,
     no_template: Annotated[
         bool, typer.Option("--no-template", help="Give the model plain prompts, without its chat template.")
@@ -142,10 +143,11 @@ def calibrate(
     ] = None,
     max_memory: Annotated[
         float | None,
-        typer.Option(min=0.001, help="GiB of activations kept in memory; more of them are kept in files."),
+        typer.Option(min=0.001, help="GiB of activations kept in memory; the rest is kept in files."),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Share the prompts among as many processes, each with the model of its own.")
+        int,
+        typer.Option(min=1, help="Share the prompts among this many processes, each with its own copy of the model."),
     ] = 1,
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 32,
@@ -163,21 +165,21 @@ def calibrate(
     analyses: Annotated[
         str,
         typer.Option(
-            help="Analyses of the gate for the report: all, none, or names with commas between, of controls, "
+            help="Analyses of the gate for the report: all, none, or names separated by commas: controls, "
             "concentration, specificity, harm_signal, token_effects, shards."
         ),
     ] = "all",
     show_text: Annotated[
-        bool, typer.Option("--show-text", help="Show prompts and answers in the report; they are redacted otherwise.")
+        bool, typer.Option("--show-text", help="Show prompts and answers in the report; otherwise they are redacted.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also print the tables of the evidence, as inspect does.")
     ] = False,
 ) -> None:
-    """Find a gate on MODEL, write it with its evidence, and say whether it works.
+    """Find a gate on MODEL, write it with its evidence, and report whether it works.
 
-    Exits with 0 if the verdict is effective, 1 if it is refuted (the spec is written all the same), 2 on an error.
-    Interrupted, the same command resumes.
+    Exits with 0 if the verdict is effective, 1 if it is refuted (the spec is written anyway), 2 on an error.
+    After an interruption the same command resumes.
     """
     from calibration.closing import closing
     from calibration.options import CalibrationOptions
@@ -213,7 +215,7 @@ def calibrate(
         with launched(processes):
             spec, speaks = run(options), is_first()
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: run the same command again to go on", style="yellow")
+        Console(stderr=True).print("interrupted: run the same command again to resume", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
     if not speaks:
         return
@@ -227,13 +229,13 @@ def calibrate(
 @app.command()
 def inspect(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An edit spec, as calibrate writes it.")],
-    model: Annotated[str | None, typer.Option(help="Also say whether the spec fits this model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Also check whether the spec fits this model.")] = None,
     device: Device = "auto",
     dtype: Dtype = Precision.auto,
 ) -> None:
     """Show what SPEC edits, how strong its evidence is, the verdict, and whether it fits a model.
 
-    Exits with 2 where the file is no valid spec or does not fit the model.
+    Exits with 2 if the file is not a valid spec or does not fit the model.
     """
     from calibration.summary import summary
     from guard import EditSpec
@@ -256,19 +258,19 @@ def fold(
     model: Model,
     spec: Annotated[Path, typer.Option(help="The edit spec whose edit is written into the weights.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="Where the model folder is written: new or empty.")
+        Path, typer.Option("--output", "-o", file_okay=False, help="Write the model to this folder, new or empty.")
     ],
     allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Fold a spec that failed its held-out test all the same.")
+        bool, typer.Option("--allow-refuted", help="Fold a spec even if it failed its held-out test.")
     ] = False,
     device: Device = "auto",
     dtype: Annotated[
-        WrittenPrecision, typer.Option(help="Type of the written weights, in which the spec must fit the model.")
+        WrittenPrecision, typer.Option(help="Type of the written weights; the spec must fit the model in this type.")
     ] = WrittenPrecision.checkpoint,
 ) -> None:
     """Write a copy of MODEL that has the edit of a spec in its weights, for servers that cannot run the guard.
 
-    Scales and ablations can be folded; a clamp or a trigger cannot, and is refused. Exits with 2 where it is.
+    Scales and ablations can be folded. A clamp or a trigger cannot: it is refused, and the exit code is 2.
     """
     from calibration.runs.models import load_model
     from guard import EditSpec

@@ -24,7 +24,8 @@ from benchmarks.robustness.command import robustness
 from benchmarks.safety.command import safety
 
 Page = Annotated[
-    Path | None, typer.Option(dir_okay=False, help="Also write the results page from the JSON files beside it, here.")
+    Path | None,
+    typer.Option(dir_okay=False, help="Also write the results page to this file, from the JSON files beside it."),
 ]
 
 
@@ -45,27 +46,29 @@ def localisation(
     output: Output = None,
     folder: Annotated[
         Path | None,
-        typer.Option(file_okay=False, exists=True, help="Organisms built elsewhere, not the embedded ones."),
+        typer.Option(
+            file_okay=False, exists=True, help="Use the organisms in this folder instead of the embedded ones."
+        ),
     ] = None,
     organism: Annotated[
-        list[str] | None, typer.Option(help="Only this organism; may be repeated. Else all of them, in an hour.")
+        list[str] | None, typer.Option(help="Only this organism; may be repeated. Default: all, in an hour.")
     ] = None,
 ) -> None:
-    """Compare ways of finding a gate on every organism, in effect and harm left, and what is claimed with the truth."""
+    """Compare ways of finding a gate on every organism, by effect and remaining harm; compare claims with the truth."""
     from benchmarks.localisation.run import run
 
     run(seed=seed, output=output, folder=folder, organisms=tuple(organism or ()))
 
 
 def claims(seed: Seed = 0, output: Output = None) -> None:
-    """Ask forty times for claims that are false of an organism by construction: they must not be made."""
+    """Test forty times that claims which are false of an organism by construction are not made."""
     from benchmarks.localisation.false_claims import run
 
     run(seed=seed, output=output)
 
 
 def shuffled(seed: Seed = 0, output: Output = None) -> None:
-    """Calibrate on shuffled labels twenty times: a gate that does not exist must not be found."""
+    """Calibrate on shuffled labels twenty times; a gate that does not exist must not be found."""
     from benchmarks.localisation.shuffled import run
 
     run(seed=seed, output=output)
@@ -82,7 +85,7 @@ def calibration(
     output: Output = None,
     page: Page = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three sizes of each, and no model of half a billion.")
+        bool, typer.Option("--quick", help="Three sizes of each, without the model of half a billion.")
     ] = False,
 ) -> None:
     """Measure how a calibration's seconds and memory grow with prompts, layers, d_ff and model size."""
@@ -93,7 +96,9 @@ def calibration(
 
 def op(
     output: Output = None,
-    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw them on one HTML page, here.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also plot them to this file, as one HTML page.")
+    ] = None,
     page: Page = None,
     device: Device = "auto",
     dtype: Dtype = MeasuredPrecision.auto,
@@ -111,8 +116,8 @@ def generate(
     page: Page = None,
     device: Device = "auto",
     dtype: Dtype = MeasuredPrecision.auto,
-    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the rounds, by time.")] = False,
-    trigger: Annotated[bool, typer.Option("--trigger", help="Edit by way of a trigger, and pay for it too.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the time.")] = False,
+    trigger: Annotated[bool, typer.Option("--trigger", help="Edit behind a trigger, whose cost is included.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Compare tokens per second of guarded and plain models in transformers' generate, eager and compiled."""
@@ -133,18 +138,19 @@ def serving(
         ServingEngine.hf
     ),
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated. Else 1, 16, 64 and 256.")
+        list[int] | None, typer.Option(min=1, help="Requests at once; may be repeated. Default: 1, 16, 64 and 256.")
     ] = None,
     output: Output = None,
     page: Page = None,
     device: Device = "auto",
     dtype: Dtype = MeasuredPrecision.auto,
     eager: Annotated[
-        bool | None, typer.Option("--eager/--compiled", help="Whether vLLM goes without compiling. Else on a CPU only.")
+        bool | None,
+        typer.Option("--eager/--compiled", help="Whether vLLM runs without compiling. Default: only on a CPU."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A twelfth of the rounds, by time.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A twelfth of the time.")] = False,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="Of rounds, for each batch; else 60. Three rounds it is at least.")
+        float | None, typer.Option(min=1, help="Seconds of rounds for each batch, at least three rounds. Default: 60.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -171,7 +177,7 @@ def judges(
     ],
     output: Output = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Also train the wording judge anew on all of them, in place.")
+        bool, typer.Option("--train", help="Also retrain the wording judge on all of them, and overwrite it.")
     ] = False,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
@@ -181,7 +187,7 @@ def judges(
     judge_refused_label: JudgeRefusedLabel = None,
     device: Device = "auto",
 ) -> None:
-    """Compare judges of refusal with human labels; the one that learns, on models and requests left out."""
+    """Compare judges of refusal with human labels; the trained one is tested on models and requests left out."""
     from benchmarks.judges.agreement import run
     from benchmarks.judges.brought import judges_brought
 
@@ -203,13 +209,16 @@ def soak(
     ),
     requests: Annotated[int, typer.Option(min=10, help="Streams in all.")] = 1000,
     concurrency: Annotated[int, typer.Option(min=1, help="Streams at a time.")] = 64,
-    warm_up: Annotated[int, typer.Option(min=10, help="Streams that go before, so that memory has settled.")] = 2000,
+    warm_up: Annotated[
+        int, typer.Option(min=10, help="Streams before the measurement, so that memory settles.")
+    ] = 2000,
     eager: Annotated[
-        bool | None, typer.Option("--eager/--compiled", help="Whether vLLM goes without compiling. Else on a CPU only.")
+        bool | None,
+        typer.Option("--eager/--compiled", help="Whether vLLM runs without compiling. Default: only on a CPU."),
     ] = None,
     output: Output = None,
 ) -> None:
-    """Keep many streams open through a server: is none lost, every one guarded, memory flat?"""
+    """Keep many streams open through a server and check that none is lost, all are guarded, and memory stays flat."""
     from benchmarks.serving.soak import run
 
     run(engine=engine.value, requests=requests, concurrency=concurrency, warm_up=warm_up, eager=eager, output=output)

@@ -14,12 +14,12 @@ Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="An edit spec, as cal
 
 
 def keygen(
-    private: Annotated[Path, typer.Argument(metavar="PRIVATE", help="Where the private key is written, in PEM.")],
+    private: Annotated[Path, typer.Argument(metavar="PRIVATE", help="Write the private key to this file, in PEM.")],
     public: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Where the public key is written; else PRIVATE with .pub.")
+        Path | None, typer.Option(dir_okay=False, help="Write the public key to this file; default: PRIVATE with .pub.")
     ] = None,
 ) -> None:
-    """Make an Ed25519 key pair for signing specs: `openssl genpkey -algorithm ed25519` makes the same."""
+    """Make an Ed25519 key pair for signing specs; `openssl genpkey -algorithm ed25519` makes the same."""
     from serve.signing import make_keys
 
     shown = public or private.with_name(f"{private.name}.pub")
@@ -31,7 +31,7 @@ def sign(
     spec: Spec,
     key: Annotated[Path, typer.Option(metavar="PRIVATE", help="An Ed25519 private key, in PEM.")],
 ) -> None:
-    """Sign SPEC with a private key: writes SPEC.sig, which has to stay beside it."""
+    """Sign SPEC with a private key. Writes SPEC.sig, which must stay beside it."""
     from serve.signing import sign as write_signature
     from serve.signing import signature_path
 
@@ -42,9 +42,9 @@ def sign(
 def verify(
     spec: Spec,
     key: Annotated[Path, typer.Option(metavar="PUBLIC", help="The Ed25519 public key to trust, in PEM.")],
-    signature: Annotated[Path | None, typer.Option(help="The signature's file, where it is not SPEC.sig.")] = None,
+    signature: Annotated[Path | None, typer.Option(help="The signature's file, if it is not SPEC.sig.")] = None,
 ) -> None:
-    """Say whether SPEC is, byte for byte, what the owner of a key signed. Exits with 2 where it is not."""
+    """Check that SPEC is, byte for byte, what the owner of a key signed. Exits with 2 if it is not."""
     from serve.signing import key_id_at, require_signature
 
     found = require_signature(spec, key, signature)

@@ -30,18 +30,20 @@ def serve(
     engine: Annotated[
         EngineChoice, typer.Option(help="hf: the embedded engine. vllm: vLLM's own server. auto: vllm if installed.")
     ] = EngineChoice.auto,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; the default accepts this machine only.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="NEURON_GUARD_API_KEY", show_envvar=True, help="Clients must show it; better in the environment."
+            envvar="NEURON_GUARD_API_KEY",
+            show_envvar=True,
+            help="Key that clients must send; better set in the environment.",
         ),
     ] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="What clients call the model; else MODEL.")] = None,
-    device: Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")] = "auto",
+    served_model_name: Annotated[str | None, typer.Option(help="What clients call the model; default: MODEL.")] = None,
+    device: Annotated[str, typer.Option(help="Torch device. auto: CUDA if there is one, otherwise the CPU.")] = "auto",
     dtype: Annotated[
         ServedPrecision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")
     ] = ServedPrecision.auto,
@@ -52,25 +54,24 @@ def serve(
         ),
     ] = False,
     require_signature: Annotated[
-        Path | None, typer.Option(metavar="PUBLIC", help="Serve only a spec signed with this Ed25519 key, in PEM.")
+        Path | None, typer.Option(metavar="PUBLIC", help="Serve only specs signed with this Ed25519 key, in PEM.")
     ] = None,
     allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Serve a spec that failed its held-out test all the same.")
+        bool, typer.Option("--allow-refuted", help="Serve a spec even if it failed its held-out test.")
     ] = False,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Answers generated at once; else 16, or what vLLM chooses.")
+        int | None, typer.Option(min=1, help="Answers generated at once; default: 16, or what vLLM chooses.")
     ] = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Answers that may wait; more are sent away with 429.")] = 256,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Answers that may wait; more are refused with 429.")] = 256,
     max_context: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a prompt and its answer together; else the model's own limit.")
+        int | None, typer.Option(min=2, help="Tokens of a prompt and its answer together; default: the model's limit.")
     ] = None,
-    self_test_interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between proofs that the guard still acts.")
-    ] = 60.0,
+    self_test_interval: Annotated[float, typer.Option(min=0.1, help="Seconds between self-tests of the guard.")] = 60.0,
 ) -> None:
-    """Serve MODEL with its guard on, behind an OpenAI-compatible endpoint; do not start where the guard would not act.
+    """Serve MODEL with its guard on, behind an OpenAI-compatible endpoint. Refuses to start if the guard would not act.
 
-    With --engine vllm, options after -- go to vLLM as they are. Exits with 2, and one line, where it does not start.
+    With --engine vllm, options after -- go to vLLM as they are. If it does not start, it prints one line and
+    exits with 2.
     """
     from pydantic import SecretStr
 

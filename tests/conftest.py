@@ -22,7 +22,7 @@ settings.load_profile("neuron-guard")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--write-family-table", action="store_true", help="write the README's table of families from the outcomes"
+        "--write-family-table", action="store_true", help="write the table in docs/families.md from the outcomes"
     )
     parser.addoption(
         "--write-version-row", metavar="COMMAND", help="write this run, by COMMAND, into the README's table of versions"

@@ -1,4 +1,4 @@
-"""Which property was shown for which family: what tests are marked with, and the README's table made of their outcomes.
+"""Which property was shown for which family: what tests are marked with, and the table in docs/families.md.
 
 A test of every family says `@family_property("generation")`; one that has its own parameters `@counts_to(...)`. `make
 families` runs all that are so marked and writes the table. In every other run the outcomes are compared with the table
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import FAMILIES, MIXTURES
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by `make families` -->", "<!-- end of families -->"
 PROPERTY = "family property"
 GUARDED = tuple(sorted((*FAMILIES, "gemma3", *MIXTURES)))
@@ -81,11 +81,11 @@ def table_of(claims: Mapping[Cell, bool]) -> str:
     return "\n".join(lines)
 
 
-def section_of(readme: str) -> str:
+def section_of(page: str) -> str:
     """What stands between the markers."""
-    _, begin, rest = readme.partition(BEGIN)
+    _, begin, rest = page.partition(BEGIN)
     section, end, _ = rest.partition(END)
-    assert begin and end, f"README.md lacks the markers {BEGIN} and {END}"
+    assert begin and end, f"families.md lacks the markers {BEGIN} and {END}"
     return section.strip()
 
 
@@ -102,23 +102,23 @@ def claims_in(section: str) -> dict[Cell, bool]:
     }
 
 
-def write(outcomes: Outcomes, path: Path = README) -> None:
-    """Put the table that follows from `outcomes` between the markers of the README."""
-    readme = path.read_text(encoding="utf-8")
-    table = table_of(merged(outcomes, claims_in(section_of(readme))))
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
+def write(outcomes: Outcomes, path: Path = PAGE) -> None:
+    """Put the table that follows from `outcomes` between the markers of the page."""
+    page = path.read_text(encoding="utf-8")
+    table = table_of(merged(outcomes, claims_in(section_of(page))))
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
     path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 class Recorder:
-    """The pytest plugin that collects the outcome of every marked test, wherever it ran, and holds the README to them.
+    """The pytest plugin that collects the outcome of every marked test, wherever it ran, and holds the page to them.
 
     The process that ran a test puts the cell into its report; the one that reports collects them, so it is all the same
-    whether tests run in one process or in several. A run whose outcomes the README's table contradicts has failed.
+    whether tests run in one process or in several. A run whose outcomes the page contradicts has failed.
     """
 
-    def __init__(self, readme: Path = README) -> None:
-        self.readme = readme
+    def __init__(self, page: Path = PAGE) -> None:
+        self.page = page
         self.outcomes: dict[Cell, set[str]] = {}
         self.contradicted: list[Cell] = []
 
@@ -143,13 +143,13 @@ class Recorder:
         if hasattr(session.config, "workerinput"):  # one of several processes: it saw only its own tests
             return
         if session.config.getoption("write_family_table") and not session.testsfailed:
-            write(self.outcomes, self.readme)
-        self.contradicted = contradicted(self.outcomes, claims_in(section_of(self.readme.read_text(encoding="utf-8"))))
+            write(self.outcomes, self.page)
+        self.contradicted = contradicted(self.outcomes, claims_in(section_of(self.page.read_text(encoding="utf-8"))))
         if self.contradicted and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for family, name in self.contradicted:
             terminalreporter.write_line(
-                f"{self.readme.name} is wrong about {family}, {name}: run `make families`", red=True
+                f"{self.page.name} is wrong about {family}, {name}: run `make families`", red=True
             )

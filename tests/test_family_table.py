@@ -1,4 +1,4 @@
-"""The README's table of families says what the tests have shown, no more and no less."""
+"""The table in docs/families.md says what the tests have shown, no more and no less."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ import pytest
 from guard.families.table import FAMILIES as FAMILY_TABLE
 from tests import family_table
 from tests.conftest import FAMILIES, MIXTURES
-from tests.family_table import GUARDED, PROPERTIES, README, claims_in, merged, section_of
+from tests.family_table import GUARDED, PAGE, PROPERTIES, claims_in, merged, section_of
 
 EVERYTHING = {(family, name): {"passed"} for family in GUARDED for name in PROPERTIES}
-ROOT = README.parent
+ROOT = PAGE.parents[1]
 # The names stand in for the module that has them, which imports torch and takes many times as long as the run.
 RUN_OF_ITS_OWN = f"""
 import sys
@@ -31,7 +31,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "family_property(name)")
-    config.pluginmanager.register(Recorder(Path(__file__).parent / "README.md"))
+    config.pluginmanager.register(Recorder(Path(__file__).parent / "families.md"))
 """
 TWO_THAT_PASS = """
 import pytest
@@ -46,8 +46,8 @@ def test_one(model_type, which):
 CLAIMED = dict.fromkeys(EVERYTHING, True)
 
 
-def in_readme() -> dict[tuple[str, str], bool]:
-    return claims_in(section_of(README.read_text(encoding="utf-8")))
+def in_page() -> dict[tuple[str, str], bool]:
+    return claims_in(section_of(PAGE.read_text(encoding="utf-8")))
 
 
 def changed(outcomes: Any) -> set[tuple[str, str]]:
@@ -55,15 +55,15 @@ def changed(outcomes: Any) -> set[tuple[str, str]]:
     return {cell for cell, claimed in merged(outcomes, CLAIMED).items() if not claimed}
 
 
-def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_property() -> None:
-    assert list(in_readme()) == list(EVERYTHING)
+def test_the_page_has_a_row_for_each_family_and_a_column_for_each_property() -> None:
+    assert list(in_page()) == list(EVERYTHING)
     assert set(GUARDED) == set(FAMILY_TABLE)
 
 
 @pytest.mark.parametrize(("claimed", "workers"), [(False, "0"), (False, "2"), (True, "2")])
 def test_a_run_fails_where_the_table_says_other_than_its_outcomes(claimed: bool, workers: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(f"{family_table.BEGIN}\n{family_table.END}", encoding="utf-8")
-    family_table.write(EVERYTHING if claimed else {}, tmp_path / "README.md")
+    (tmp_path / "families.md").write_text(f"{family_table.BEGIN}\n{family_table.END}", encoding="utf-8")
+    family_table.write(EVERYTHING if claimed else {}, tmp_path / "families.md")
     (tmp_path / "conftest.py").write_text(RUN_OF_ITS_OWN, encoding="utf-8")
     (tmp_path / "test_one.py").write_text(TWO_THAT_PASS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", workers, "--rootdir", str(tmp_path), str(tmp_path)]
@@ -71,7 +71,7 @@ def test_a_run_fails_where_the_table_says_other_than_its_outcomes(claimed: bool,
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert "2 passed" in ended.stdout, ended.stdout + ended.stderr
     assert ended.returncode == (0 if claimed else 1)
-    assert ("README.md is wrong about llama, neurons: run `make families`" in ended.stdout) is not claimed
+    assert ("families.md is wrong about llama, neurons: run `make families`" in ended.stdout) is not claimed
 
 
 def test_a_cell_is_claimed_where_all_of_its_tests_passed() -> None:
@@ -93,11 +93,11 @@ def test_a_cell_without_a_test_loses_its_claim_once_all_properties_ran() -> None
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{family_table.BEGIN}\nprevious\n{family_table.END}\nafter\n", encoding="utf-8")
+    page = tmp_path / "families.md"
+    page.write_text(f"before\n{family_table.BEGIN}\nprevious\n{family_table.END}\nafter\n", encoding="utf-8")
     failed = {("llama", "trigger"): {"failed"}, ("phi", "generation"): {"failed"}}
-    family_table.write(EVERYTHING | failed, readme)
-    written = readme.read_text(encoding="utf-8")
+    family_table.write(EVERYTHING | failed, page)
+    written = page.read_text(encoding="utf-8")
     assert written.startswith("before\n") and written.endswith("\nafter\n") and "previous" not in written
     claims = claims_in(section_of(written))
     assert list(claims) == list(EVERYTHING)

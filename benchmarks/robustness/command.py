@@ -23,7 +23,7 @@ from benchmarks.common.flags import (
 
 
 class Attack(StrEnum):
-    """What a guard is attacked by."""
+    """What a guard is attacked with."""
 
     replay = "replay"
     prefill = "prefill"
@@ -34,14 +34,15 @@ class Attack(StrEnum):
 
 def robustness(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Path or hub name. Replay, prefill, quantisation alone.")
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Path or hub name; for replay, prefill and quantisation only."),
     ] = None,
     spec: Spec = None,
     organism: Annotated[
-        str | None, typer.Option(help="Instead of MODEL: one of the embedded organisms; all attacks are tried on it.")
+        str | None, typer.Option(help="Instead of MODEL: one of the embedded organisms, for all attacks.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="A folder: figures and a table.")
+        Path, typer.Option("--output", "-o", file_okay=False, help="Write figures and a table to this folder.")
     ] = Path("robustness"),
     attack: Annotated[list[Attack] | None, typer.Option(help="Only this attack. May be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer requests, steps and candidates: minutes.")] = False,
@@ -56,10 +57,10 @@ def robustness(
     max_new_tokens: MaxNewTokens = 64,
     allow_refuted: AllowRefuted = False,
 ) -> None:
-    """Attack a guarded model and say what breaks its guard: counts alone, no text and no suffix is shown or kept.
+    """Attack a guarded model and report what breaks its guard, as counts; no text and no suffix is shown or kept.
 
-    Suffix search and fine-tuning would make a model more compliant: they run on the project's own organisms and on no
-    other model. Interrupted, the same command goes on where it was.
+    Suffix search and fine-tuning would make a model more compliant, so they run only on the project's own organisms.
+    After an interruption the same command resumes.
     """
     from benchmarks.robustness.options import Options
     from benchmarks.robustness.run import run

@@ -40,15 +40,20 @@ class Suite(StrEnum):
 
 def safety(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Path or hub name; behind an endpoint its served name.")
+        str | None, typer.Argument(metavar="[MODEL]", help="Path or hub name; with --endpoint, the served name.")
     ] = None,
     spec: Spec = None,
     organism: Annotated[
         str | None,
-        typer.Option(help="Instead of MODEL: an organism, calibrated here and asked what its calibration held out."),
+        typer.Option(
+            help="Instead of MODEL: an organism. It is calibrated first and asked what its calibration held out."
+        ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="A folder: every answer, figures, a table, a page.")
+        Path,
+        typer.Option(
+            "--output", "-o", file_okay=False, help="Write every answer, figures, a table and a page to this folder."
+        ),
     ] = Path("safety"),
     suite: Annotated[
         Suite, typer.Option(help="quick: at most 100 requests of each set, and of all published attacks. full: all.")
@@ -56,7 +61,7 @@ def safety(
     data: Data = None,
     harmful: Harmful = None,
     harmless: Annotated[
-        list[str] | None, typer.Option(help="Ask these harmless requests, not the field's. May be repeated.")
+        list[str] | None, typer.Option(help="Ask these harmless requests instead of the field's. May be repeated.")
     ] = None,
     calibrated_harmful: CalibratedHarmful = None,
     calibrated_benign: Annotated[list[str] | None, typer.Option(help="Benign requests of the calibration.")] = None,
@@ -73,12 +78,13 @@ def safety(
     batch_size: BatchSize = 20,
     max_new_tokens: MaxNewTokens = 64,
     allow_refuted: AllowRefuted = False,
-    no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Leave out lm-eval's tasks, which take long.")] = False,
+    no_tasks: Annotated[bool, typer.Option("--no-tasks", help="Skip lm-eval's tasks, which take long.")] = False,
     no_curve: Annotated[
-        bool, typer.Option("--no-curve", help="Leave out the weaker strengths of the guard, a third of the answers.")
+        bool, typer.Option("--no-curve", help="Skip the weaker strengths of the guard, a third of the answers.")
     ] = False,
     judge: Annotated[
-        str | None, typer.Option(help="Whose rates head the tables; all judges' are kept. Else the wording judge's.")
+        str | None,
+        typer.Option(help="Show this judge's rates first; all judges' are kept. Default: the wording judge."),
     ] = None,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
@@ -88,12 +94,12 @@ def safety(
     judge_refused_label: JudgeRefusedLabel = None,
     show_text: Annotated[
         bool,
-        typer.Option("--show-text", help="Keep answers to harmful requests too; a hash stands for them otherwise."),
+        typer.Option("--show-text", help="Keep answers to harmful requests too; otherwise a hash replaces them."),
     ] = False,
 ) -> None:
-    """Ask a model what the field asks, with the guard and without: harm, over-refusal, quality, and baselines.
+    """Measure a model on the field's prompt sets, with and without the guard: harm, over-refusal, quality, baselines.
 
-    Interrupted, the same command goes on where it was.
+    After an interruption the same command resumes.
     """
     from benchmarks.safety.options import Options
     from benchmarks.safety.run import run
@@ -133,6 +139,6 @@ def safety(
     try:
         run(options)
     except KeyboardInterrupt:
-        typer.secho("interrupted: run the same command again to go on", fg="yellow", err=True)
+        typer.secho("interrupted: run the same command again to resume", fg="yellow", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"wrote {output}")

@@ -13,36 +13,37 @@ def trace(
         Path | None, typer.Option(help="Also show what the guard of this edit spec does on the prompt.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Another prompt to take mediators' values from, instead of their mean.")
+        str | None, typer.Option(help="Take mediators' values from this prompt instead of their mean.")
     ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Set a neuron at every token: L23.N1187=0, 'L23.N1187<=0.5', 'L23.N1187>=-1'."),
     ] = None,
-    refusal: Annotated[str | None, typer.Option(help="What a refusal would say; chosen if left out.")] = None,
-    compliance: Annotated[
-        str | None, typer.Option(help="How a complying reply would begin; chosen if left out.")
-    ] = None,
+    refusal: Annotated[str | None, typer.Option(help="Text of a refusal; chosen if left out.")] = None,
+    compliance: Annotated[str | None, typer.Option(help="Beginning of a complying reply; chosen if left out.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Also write the trace as one HTML page, here.")
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="Also write the trace to this file, as one HTML page."),
     ] = None,
-    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write all its numbers as JSON, here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write all numbers to this file, as JSON.")
+    ] = None,
     no_template: Annotated[
         bool, typer.Option("--no-template", help="Give the model the plain prompt, without its chat template.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated for each answer.")] = 32,
     allow_refuted: Annotated[
-        bool, typer.Option("--allow-refuted", help="Trace a spec that failed its held-out test all the same.")
+        bool, typer.Option("--allow-refuted", help="Trace a spec even if it failed its held-out test.")
     ] = False,
     show_text: Annotated[
-        bool, typer.Option("--show-text", help="Show answers that do not refuse; they are left out otherwise.")
+        bool, typer.Option("--show-text", help="Show answers that do not refuse; otherwise they are left out.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Torch device. auto: CUDA where there is one, else the CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="Torch device. auto: CUDA if there is one, otherwise the CPU.")] = "auto",
 ) -> None:
     """Show where, by layer, module and neuron, MODEL turns to compliance or refusal on PROMPT.
 
-    An analysis: an edit that makes the model lean more to compliance is told in nats alone, without an answer. The
-    page holds the prompt's tokens.
+    Where an edit makes the model lean more to compliance, only the change in nats is reported, without an answer.
+    The page holds the prompt's tokens.
     """
     from rich.console import Console
 
