@@ -20,13 +20,14 @@ from calibration.prompts.request_sets import load_jailbreaks, load_requests, req
 from calibration.report.page_report import AnswerPair, write_report
 from calibration.runs.checkpoint import Checkpoint, compute_anew
 from calibration.runs.launch import in_step
-from calibration.runs.models import load_model, weights_digest
 from calibration.runs.processes import Shared, is_first
 from calibration.runs.progress import shown_progress
 from calibration.runs.shelf import Shelf
+from calibration.runs.weights import weights_digest
 from calibration.search.bounds import Budget
 from calibration.search.findings import Findings, Settings, find
 from calibration.search.selection import SelectionSettings
+from guard.loading import load_model
 from guard.spec.edit_spec import Analyses, EditSpec, Evidence, Provenance
 from guard.spec.fingerprint import fingerprint
 

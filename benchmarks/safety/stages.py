@@ -21,8 +21,9 @@ from benchmarks.safety.subject import NothingToAskError, Subject
 from calibration.prompts.request_sets import encode
 from calibration.report.display import listed
 from calibration.runs.checkpoint import Checkpoint
-from calibration.runs.models import load_model, weights_digest
+from calibration.runs.weights import weights_digest
 from calibration.search.findings import StageBars
+from guard.loading import load_model
 
 SERVED = "as served"
 KEPT = "baselines"

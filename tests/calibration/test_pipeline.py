@@ -20,7 +20,7 @@ from calibration.prompts import material as making
 from calibration.prompts.request_sets import OverlapError
 from calibration.prompts.rows import PromptFileError
 from calibration.runs.checkpoint import Checkpoint
-from calibration.runs.models import weights_digest
+from calibration.runs.weights import weights_digest
 from calibration.search import findings as finding
 from calibration.search import gate as searching
 from guard import EditSpec, NeuronGuardError, install
