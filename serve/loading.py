@@ -2,8 +2,8 @@
 
 from guard import EditSpec
 from guard.loading import load_model
+from guard.spec.permission import require_servable
 from serve.hf.guarded import GuardedModel
-from serve.http.errors import StartError
 from serve.settings import Settings
 from serve.signing import require_signature
 
@@ -26,9 +26,10 @@ def load_spec(settings: Settings) -> EditSpec:
     """The spec that `settings` name, if they let it serve; every reason against it is a NeuronGuardError."""
     key = settings.require_signature
     spec = EditSpec.load(settings.spec) if key is None else require_signature(settings.spec, key)
-    if spec.evidence.verdict.outcome == "refuted" and not settings.allow_refuted:
-        raise StartError(
-            f"the verdict of {settings.spec} is refuted: {'; '.join(spec.evidence.verdict.reasons)}. "
-            "Only --allow-refuted serves it all the same."
-        )
+    require_servable(
+        spec,
+        allow_refuted=settings.allow_refuted,
+        name=f"the spec {settings.spec}",
+        remedy="pass --allow-refuted to serve it",
+    )
     return spec

@@ -67,7 +67,7 @@ def test_a_damaged_spec(started: list[Any], tmp_path: Path) -> None:
 
 
 def test_a_refuted_verdict(started: list[Any], tmp_path: Path) -> None:
-    assert "refuted" in refused(tmp_path, organism_spec(evidence=REFUTED_EVIDENCE))
+    assert "pass --allow-refuted" in refused(tmp_path, organism_spec(evidence=REFUTED_EVIDENCE))
     assert not started
 
 
