@@ -24,6 +24,7 @@ from benchmarks.op.peers import WANT_PACKED, Kernel, peers
 from benchmarks.op.plot import write_plot
 from benchmarks.op.report import Measurement, OpReport, Skipped, Timing, met_in_words, table_of
 from guard.loading import choose_device
+from guard.spec import atomic_files as files
 
 BUDGET = {"cpu": 150.0, "cuda": 150.0}  # seconds of timing alone; checking and compiling take about as long again
 QUICK_BUDGET = 15.0
@@ -92,7 +93,7 @@ def run(
     screen.print(table_of(report))
     screen.print(*met_in_words(report), *(f"{name}: {reason}" for name, reason in absent.items()), sep="\n")
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     if plot is not None:
         write_plot(report, plot)
     if page is not None:

@@ -28,6 +28,7 @@ from calibration.runs.checkpoint import Checkpoint
 from calibration.runs.progress import shown_progress
 from calibration.search.findings import StageBars
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 
 NO_SUFFIXES = (
     "Suffix search and fine-tuning were left out: they would make a model more compliant, and run on the project's own "
@@ -71,8 +72,8 @@ def run(options: Options) -> Report:
             taken_up=len(done),
         ),
     )
-    (options.output / "robustness.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
-    (options.output / "robustness.md").write_text(tables.markdown(report), "utf-8")
+    files.write(options.output / "robustness.json", (report.model_dump_json(indent=1) + "\n").encode())
+    files.write(options.output / "robustness.md", tables.markdown(report).encode())
     Console().print(tables.table(report), *tables.sentences(report), sep="\n")
     checkpoint.discard()
     return report

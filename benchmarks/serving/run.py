@@ -34,6 +34,7 @@ from benchmarks.serving.setting import (
 from benchmarks.serving.vllm import ServedByVllm
 from guard.errors import EditNotAppliedError, NeuronGuardError
 from guard.loading import choose_device
+from guard.spec import atomic_files as files
 
 BATCHES = (1, 16, 64, 256)
 SECONDS, QUICK_SECONDS = 60.0, 5.0  # of rounds, for each batch
@@ -96,7 +97,7 @@ def run(
     )
     screen.print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     if page is not None:
         write_page(page)
     return report

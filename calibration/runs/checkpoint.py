@@ -8,9 +8,7 @@ alone, and it is removed once the spec is written.
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,6 +16,7 @@ from typing import Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -51,7 +50,7 @@ class Checkpoint:
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not recorded.exists():
-            _write(recorded, digest)
+            files.write(recorded, digest.encode(), private=True)
 
     def stage(self, name: str, kind: type[Result], compute: Callable[[], Result]) -> Result:
         """The stage's kept result, or `compute()`'s, kept. A result that no longer validates is computed again."""
@@ -62,18 +61,9 @@ class Checkpoint:
             except ValidationError:
                 path.unlink()
         result = compute()
-        _write(path, result.model_dump_json())
+        files.write(path, result.model_dump_json().encode(), private=True)
         return result
 
     def discard(self) -> None:
         """Remove the folder: the run is complete."""
         shutil.rmtree(self.folder)
-
-
-def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)

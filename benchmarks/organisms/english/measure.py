@@ -22,6 +22,7 @@ from calibration.judging.behaviour import generate, opens_with_refusal
 from calibration.prompts.request_sets import encode, load_requests
 from guard.hf import install
 from guard.loading import load_model
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import EditSpec
 from guard.spec.measures import Estimate
 
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = measure(options.model, options.data, options.limit, options.guard)
     sys.stdout.write(table(figures) + "\n")
     if options.write is not None:
-        options.write.write_text(figures.model_dump_json(indent=1) + "\n", "utf-8")
+        files.write(options.write, (figures.model_dump_json(indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
