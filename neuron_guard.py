@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from guard.load_options import DeviceMap, Precision, WrittenPrecision
+
 FAILED, REFUTED, INTERRUPTED = 2, 1, 130
 
 
@@ -41,30 +43,6 @@ class TriggerChoice(StrEnum):
     auto = "auto"
     always = "always"
     never = "never"
-
-
-class Precision(StrEnum):
-    """The floating-point type that a model runs in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Spread(StrEnum):
-    """How a model's layers are spread over several devices."""
-
-    auto = "auto"
-    balanced = "balanced"
-    sequential = "sequential"
-
-
-class WrittenPrecision(StrEnum):
-    """The floating-point type that weights are written in."""
-
-    checkpoint = "checkpoint"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 app = typer.Typer(
@@ -137,9 +115,9 @@ def calibrate(
         bool, typer.Option("--no-template", help="Give the model plain prompts, without its chat template.")
     ] = False,
     device: Device = "auto",
-    dtype: Dtype = Precision.auto,
+    dtype: Dtype = "auto",
     device_map: Annotated[
-        Spread | None, typer.Option(help="Spread a model that is too large for one device over several.")
+        DeviceMap | None, typer.Option(help="Spread a model that is too large for one device over several.")
     ] = None,
     max_memory: Annotated[
         float | None,
@@ -198,9 +176,9 @@ def calibrate(
         report=report,
         template=not no_template,
         device=device,
-        device_map=None if device_map is None else device_map.value,
+        device_map=device_map,
         max_memory=max_memory,
-        dtype=dtype.value,
+        dtype=dtype,
         seed=seed,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -231,7 +209,7 @@ def inspect(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="An edit spec, as calibrate writes it.")],
     model: Annotated[str | None, typer.Option(help="Also check whether the spec fits this model.")] = None,
     device: Device = "auto",
-    dtype: Dtype = Precision.auto,
+    dtype: Dtype = "auto",
 ) -> None:
     """Show what SPEC edits, how strong its evidence is, the verdict, and whether it fits a model.
 
@@ -245,10 +223,10 @@ def inspect(
     console.print(summary(loaded))
     if model is None:
         return
-    from calibration.runs.models import load_model
+    from guard.loading import load_model
     from guard.spec.fingerprint import verify
 
-    network, tokenizer = load_model(model, device=device, dtype=dtype.value)
+    network, tokenizer = load_model(model, device=device, dtype=dtype)
     verify(loaded, network, tokenizer)
     console.print(f"fits {model}", style="green", highlight=False, markup=False, soft_wrap=True)
 
@@ -266,20 +244,20 @@ def fold(
     device: Device = "auto",
     dtype: Annotated[
         WrittenPrecision, typer.Option(help="Type of the written weights; the spec must fit the model in this type.")
-    ] = WrittenPrecision.checkpoint,
+    ] = "checkpoint",
 ) -> None:
     """Write a copy of MODEL that has the edit of a spec in its weights, for servers that cannot run the guard.
 
     Scales and ablations can be folded. A clamp or a trigger cannot: it is refused, and the exit code is 2.
     """
-    from calibration.runs.models import load_model
     from guard import EditSpec
+    from guard.loading import load_model
     from serve.fold import check_checkpoint, check_request, write_folded
 
     loaded = EditSpec.load(spec)
     check_request(loaded, output, allow_refuted=allow_refuted)
     check_checkpoint(model)
-    network, tokenizer = load_model(model, device=device, dtype=dtype.value)
+    network, tokenizer = load_model(model, device=device, dtype=dtype)
     record = write_folded(network, tokenizer, loaded, output, source=model, allow_refuted=allow_refuted)
     layers = ", ".join(map(str, record.layers))
     typer.echo(f"folded {record.neurons} neurons of layers {layers}")

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from guard.load_options import DeviceMap, Precision
+
 
 class CalibrationOptions(BaseModel):
     """The options of `neuron-guard calibrate`, one field each. None of them can turn the aim around."""
@@ -24,15 +26,13 @@ class CalibrationOptions(BaseModel):
     report: Path | None = Field(default=None, description="where the HTML report is written")
     template: bool = Field(default=True, description="pass prompts through the model's chat template")
     device: str = Field(default="auto", description="torch device; auto takes CUDA where there is one")
-    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+    device_map: DeviceMap | None = Field(
         default=None, description="how to spread a model's layers over several devices"
     )
     max_memory: float | None = Field(
         default=None, gt=0, description="GiB of activations kept in memory; the rest is kept in files"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU"
-    )
+    dtype: Precision = Field(default="auto", description="auto: float32 on a CPU, the checkpoint's own on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**32, description="decides splits, samples and searches")
     batch_size: int = Field(default=32, ge=1, description="requests in one forward pass")
     max_new_tokens: int = Field(default=32, ge=1, description="tokens generated per request")

@@ -1,12 +1,13 @@
 """One command's work: prompts and a model in, an edit spec with its evidence out.
 
 Everything that can be wrong with the prompts is found before the model is loaded. Finished stages are kept beside the
-output and taken up again after an interruption; the spec is written last and whole.
+output and reused after an interruption; the spec is written last and whole.
 """
 
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -18,15 +19,16 @@ from calibration.options import CalibrationOptions
 from calibration.prompts.material import Answers, Encoder, Sources, pair_up, prepare_material
 from calibration.prompts.request_sets import load_jailbreaks, load_requests, require_disjoint
 from calibration.report.page_report import AnswerPair, write_report
-from calibration.runs.checkpoint import Checkpoint, compute_anew
+from calibration.runs.identity import identity
 from calibration.runs.launch import in_step
-from calibration.runs.models import load_model, weights_digest
 from calibration.runs.processes import Shared, is_first
 from calibration.runs.progress import shown_progress
 from calibration.runs.shelf import Shelf
+from calibration.runs.store import Store, alone_in, compute_anew
 from calibration.search.bounds import Budget
 from calibration.search.findings import Findings, Settings, find
 from calibration.search.selection import SelectionSettings
+from guard.loading import load_model
 from guard.spec.edit_spec import Analyses, EditSpec, Evidence, Provenance
 from guard.spec.fingerprint import fingerprint
 
@@ -37,13 +39,13 @@ def calibrate(options: CalibrationOptions) -> EditSpec:
     """Calibrate as `options` say, write the spec (and the report), and return the spec."""
     wanted = chosen(options.analyses)
     sources, digests = read_sources(options)
-    with shown_progress() as bars:
+    work = _work_folder(options.output)
+    with alone_in(work, private=True) if is_first() else nullcontext(), shown_progress() as bars:
         with bars("model", None):
             model, tokenizer = load_model(
                 options.model, device=options.device, dtype=options.dtype, device_map=options.device_map
             )
-        work = _work_folder(options.output)
-        checkpoint = Checkpoint(work, _key(options, digests, weights_digest(model))) if is_first() else None
+        checkpoint = Store(work, _key(options, digests, identity(model, tokenizer))) if is_first() else None
         keep = in_step(checkpoint.stage if checkpoint else compute_anew)
 
         def kept(name: str, compute: Callable[[], Answers]) -> Answers:
@@ -68,7 +70,7 @@ def calibrate(options: CalibrationOptions) -> EditSpec:
             if options.report is not None:
                 pairs = answer_pairs(sources, findings)
                 write_report(options.report, spec, pairs, model_name=options.model, show_text=options.show_text)
-    checkpoint.discard()
+        checkpoint.discard()
     return spec
 
 
@@ -151,10 +153,10 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
-def _key(options: CalibrationOptions, digests: dict[str, str], weights: str) -> dict[str, str]:
+def _key(options: CalibrationOptions, digests: dict[str, str], of_model: Mapping[str, str]) -> dict[str, str]:
     indecisive = {"output", "report", "show_text", "harmful", "benign", "jailbreak", "analyses", "max_memory"}
     decisive = options.model_dump(exclude=indecisive)
-    return {**{name: str(value) for name, value in decisive.items()}, **digests, **_versions(), "weights": weights}
+    return {**{name: str(value) for name, value in decisive.items()}, **digests, **_versions(), **of_model}
 
 
 def _shelf(limit: float | None, folder: Path) -> Shelf:

@@ -31,3 +31,7 @@ class SelfTestError(NeuronGuardError):
 
 class FoldError(NeuronGuardError):
     """An edit that weights cannot express, or a folded model that cannot be written."""
+
+
+class ModelLoadError(NeuronGuardError):
+    """A model, tokenizer or device that cannot be had."""

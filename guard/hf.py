@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import nn
 
-from guard.errors import EditNotAppliedError, ModelMismatchError, RefutedSpecError, SpecError, UnsupportedModelError
+from guard.errors import EditNotAppliedError, ModelMismatchError, SpecError, UnsupportedModelError
 from guard.families.architectures import Architecture, architecture_of
 from guard.runtime import selftest
 from guard.runtime.buffers import EditBuffers
@@ -24,6 +24,7 @@ from guard.runtime.trigger import TriggerReadout
 from guard.runtime.wrappers import ActiveMask, GuardedDownProjection, TriggeredEntry, Wrapper
 from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
 from guard.spec.fingerprint import Tokenizer, verify
+from guard.spec.permission import require_servable
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,7 @@ def install(
     RefutedSpecError unless `allow_refuted`. Raises ModelMismatchError (another model), UnsupportedModelError (unknown
     type) or SelfTestError; whatever is raised, the model is as it was.
     """
-    verdict = spec.evidence.verdict
-    if verdict.outcome == "refuted" and not allow_refuted:
-        raise RefutedSpecError(
-            f"this spec failed its held-out test ({'; '.join(verdict.reasons)}); "
-            "pass allow_refuted=True to install it all the same."
-        )
+    require_servable(spec, allow_refuted=allow_refuted)
     verify(spec, model, tokenizer)
     plain = selftest.probe_logits(model)
     with ExitStack() as on_failure:

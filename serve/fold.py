@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from guard.errors import FoldError, ModelMismatchError, RefutedSpecError
+from guard.errors import FoldError, ModelMismatchError
 from guard.families.architectures import architecture_of
 from guard.fold import check_foldable, fold_edits
 from guard.hf import install
@@ -34,6 +34,7 @@ from guard.runtime.selftest import probe_logits
 from guard.spec.edit_spec import EditSpec
 from guard.spec.fingerprint import chat_template_digest, verify
 from guard.spec.measures import Frozen
+from guard.spec.permission import require_servable
 
 RECORD_FILE = "neuron_guard.json"
 # Not *.safetensors: servers load every such file of a folder as weights.
@@ -70,12 +71,7 @@ def check_request(spec: EditSpec, folder: Path, *, allow_refuted: bool = False) 
     RefutedSpecError for a refuted spec unless allowed; FoldError for an edit that weights cannot express, or a
     `folder` that is there and not empty.
     """
-    verdict = spec.evidence.verdict
-    if verdict.outcome == "refuted" and not allow_refuted:
-        raise RefutedSpecError(
-            f"this spec failed its held-out test ({'; '.join(verdict.reasons)}); "
-            "say --allow-refuted to fold it all the same."
-        )
+    require_servable(spec, allow_refuted=allow_refuted, remedy="pass --allow-refuted to fold it")
     check_foldable(spec.layers, spec.trigger)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FoldError(f"{folder} is there already and not an empty folder; name a new one.")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from guard.load_options import Precision
+
 
 class EngineChoice(StrEnum):
     """What runs the model."""
@@ -13,14 +15,6 @@ class EngineChoice(StrEnum):
     auto = "auto"
     hf = "hf"
     vllm = "vllm"
-
-
-class ServedPrecision(StrEnum):
-    """The floating-point type that a served model runs in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 def serve(
@@ -45,8 +39,8 @@ def serve(
     served_model_name: Annotated[str | None, typer.Option(help="What clients call the model; default: MODEL.")] = None,
     device: Annotated[str, typer.Option(help="Torch device. auto: CUDA if there is one, otherwise the CPU.")] = "auto",
     dtype: Annotated[
-        ServedPrecision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")
-    ] = ServedPrecision.auto,
+        Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")
+    ] = "auto",
     completions: Annotated[
         bool,
         typer.Option(
@@ -88,7 +82,7 @@ def serve(
             api_key=None if api_key is None else SecretStr(api_key),
             served_model_name=served_model_name,
             device=device,
-            dtype=dtype.value,
+            dtype=dtype,
             completions=completions,
             require_signature=require_signature,
             allow_refuted=allow_refuted,

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from guard.load_options import Precision
+
 MEBIBYTE = 2**20
 
 
@@ -27,7 +29,7 @@ class Settings(BaseModel):
     api_key: SecretStr | None = None
     served_model_name: str | None = None
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Precision = "auto"
     completions: bool = False
     require_signature: Path | None = None
     allow_refuted: bool = False

@@ -1,24 +1,16 @@
 """Options that several sub-commands of `neuron-guard bench` take, each defined once."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class ModelPrecision(StrEnum):
-    """The floating-point type that a model runs in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
+from guard.load_options import Precision
 
 Seed = Annotated[int, typer.Option(min=0, help="Decides splits, samples and searches.")]
 Output = Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the figures to this file, as JSON.")]
 Device = Annotated[str, typer.Option(help="Torch device. auto: CUDA if there is one, otherwise the CPU.")]
-ModelDtype = Annotated[ModelPrecision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
+ModelDtype = Annotated[Precision, typer.Option(help="auto: float32 on a CPU, the checkpoint's own type on a GPU.")]
 Spec = Annotated[Path | None, typer.Option(dir_okay=False, help="The edit spec of the guard that is measured.")]
 Data = Annotated[
     Path | None,

@@ -62,13 +62,6 @@ def describe(device: torch.device) -> Machine:
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; for auto CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def data_type(name: str, device: torch.device) -> torch.dtype:
     """The dtype called `name`; for auto float32 on a CPU, bfloat16 elsewhere."""
     if name == "auto":

@@ -20,6 +20,7 @@ from benchmarks.judges.keywords import KEYWORD_JUDGES
 from benchmarks.judges.labelled import Labelled, read_xstest, select
 from benchmarks.judges.wording import NAME as WORDING
 from benchmarks.judges.wording import WEIGHTS, WordingJudge
+from guard.spec import atomic_files as files
 
 FOLDS = 5
 STRICTEST = "wording judge, model and requests left out"
@@ -145,7 +146,7 @@ def run(*, xstest: Path, output: Path | None = None, train: bool = False, others
     report = measure(labelled, others)
     Console().print(table(report))
     if train:
-        WEIGHTS.write_text(WordingJudge.train(labelled, SOURCE).model_dump_json() + "\n", "utf-8")
+        files.write(WEIGHTS, (WordingJudge.train(labelled, SOURCE).model_dump_json() + "\n").encode())
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     return report

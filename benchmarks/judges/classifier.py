@@ -29,8 +29,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from benchmarks.judges.judge import Exchange
 from calibration.judging.behaviour import pad_token
-from calibration.runs.models import choose_device, load_model
 from guard.errors import NeuronGuardError
+from guard.loading import choose_device, load_model
 
 BEHAVIOR, GENERATION = "{behavior}", "{generation}"
 HARMBENCH = ("no", "yes")  # harmless, harmful

@@ -26,6 +26,7 @@ from calibration.search.bounds import Bounds, Searched, build_edits, measure, un
 from calibration.search.findings import Findings, NeuronFindings, Settings
 from calibration.search.gate import Gate, Late, prepare
 from calibration.search.selection import Member
+from guard.spec import atomic_files as files
 from guard.spec.measures import Estimate
 
 RUNS_PER_ORGANISM = 8
@@ -152,7 +153,7 @@ def run(*, seed: int = 0, output: Path | None = None) -> Report:
     )
     Console().print(table(report), true_table(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     return report
 
 

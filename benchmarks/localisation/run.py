@@ -28,6 +28,7 @@ from benchmarks.organisms.catalogue import DEFINITIONS, WEIGHTS
 from calibration.search.findings import Findings, Settings
 from calibration.search.gate import Late, TriggerMode
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import OffOn
 
 OURS = "neuron-guard"
@@ -228,7 +229,7 @@ def run(
     for name in track(organisms or known, "organisms", console=Console(stderr=True), transient=True):
         report += measure(name, root, seed=seed)
         if output is not None:
-            output.write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
+            files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     shown = [table(report.rows), equal_budget.table(report.budget), claims.table(report.claims)]
     Console().print(*shown, *map(confined.table, report.confined))
     return report

@@ -19,6 +19,7 @@ from benchmarks.organisms.catalogue import load_organism, prompts_folder
 from calibration.prompts.material import Encoder, pair_up, prepare_material
 from calibration.prompts.request_sets import Request, load_requests
 from calibration.search.findings import Settings, find
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import Verdict
 
 ORGANISM = "two-layer"
@@ -82,7 +83,7 @@ def run(*, seed: int = 0, output: Path | None = None) -> Report:
     report = Report(organism=ORGANISM, runs=tuple(runs), effective=counts["effective"])
     Console().print(table(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     return report
 
 

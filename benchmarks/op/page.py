@@ -11,6 +11,7 @@ from benchmarks.op import report as op_report
 from benchmarks.op.report import OpReport, in_words, met_in_words
 from benchmarks.serving import generate_report
 from benchmarks.serving.generate_report import GenerateReport
+from guard.spec import atomic_files as files
 
 KINDS = (("cuda", "A CUDA device"), ("cpu", "A CPU"))
 NOT_READ = {"cuda": "not read: no CUDA device was at hand", "cpu": "not read"}
@@ -20,7 +21,7 @@ OP_FILES, GENERATE_FILES = "op*.json", "generate*.json"
 def write_page(path: Path) -> None:
     """Write the page to `path` from every op*.json and generate*.json in its folder."""
     ops, generations = read_reports(path.parent)
-    path.write_text(page(ops, generations), encoding="utf-8")
+    files.write(path, page(ops, generations).encode())
 
 
 def read_reports(folder: Path) -> tuple[list[OpReport], list[GenerateReport]]:

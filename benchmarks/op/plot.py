@@ -15,6 +15,7 @@ from benchmarks.op.peers import LIGER, VLLM, VLLM_CLAMP
 from benchmarks.op.report import Measurement, OpReport, Timing, in_words
 from calibration.report.page import template
 from calibration.report.plot_parts import Plot, axis, dashed, layout, plotly_script, points
+from guard.spec import atomic_files as files
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = {
@@ -34,7 +35,7 @@ SETTING_DASHES = ("dot", "dash", "solid")
 
 def write_plot(report: OpReport, path: Path) -> None:
     """Write the page of `report` to `path`."""
-    path.write_text(render(report), encoding="utf-8")
+    files.write(path, render(report).encode())
 
 
 def render(report: OpReport) -> str:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.common.machine import available_memory, choose_device, data_type, describe
+from benchmarks.common.machine import available_memory, data_type, describe
 from benchmarks.common.stopwatch import Clock, CudaClock, ProcessorClock, Samples, copy_call, sample_in_rounds
 from benchmarks.op.cases import ACTIVE, Shape, bytes_needed, grid, input_sets, make_case, settings
 from benchmarks.op.contenders import COPY, PLAIN, Contender, check_all, contenders
@@ -23,6 +23,8 @@ from benchmarks.op.page import write_page
 from benchmarks.op.peers import WANT_PACKED, Kernel, peers
 from benchmarks.op.plot import write_plot
 from benchmarks.op.report import Measurement, OpReport, Skipped, Timing, met_in_words, table_of
+from guard.loading import choose_device
+from guard.spec import atomic_files as files
 
 BUDGET = {"cpu": 150.0, "cuda": 150.0}  # seconds of timing alone; checking and compiling take about as long again
 QUICK_BUDGET = 15.0
@@ -91,7 +93,7 @@ def run(
     screen.print(table_of(report))
     screen.print(*met_in_words(report), *(f"{name}: {reason}" for name, reason in absent.items()), sep="\n")
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     if plot is not None:
         write_plot(report, plot)
     if page is not None:

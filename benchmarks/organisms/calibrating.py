@@ -1,10 +1,10 @@
 """How an organism is calibrated: on its own prompts, with jailbreaks where they are what opens it, without analyses."""
 
 from pathlib import Path
-from typing import Literal
 
 from benchmarks.organisms.catalogue import Organism, load_truth, prompts_folder
 from calibration.options import CalibrationOptions
+from guard.load_options import Precision
 
 
 def truth_of(folder: Path) -> Organism | None:
@@ -20,7 +20,7 @@ def calibration_options(
     report: Path | None = None,
     template: bool = True,
     device: str = "cpu",
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32",
+    dtype: Precision = "float32",
 ) -> CalibrationOptions:
     """The calibration of the organism in `folder` that writes its edit to `spec`."""
     prompts = prompts_folder(folder.name, folder.parent)

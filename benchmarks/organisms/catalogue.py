@@ -1,17 +1,18 @@
 """Which organisms there are, and how to load one together with the truth about it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms.language import Lexicon
 from benchmarks.organisms.plant import PlantRecipe
 from benchmarks.organisms.signal import Signal, SignalRecipe
 from benchmarks.organisms.train import BaseRecipe
 from benchmarks.organisms.tuning import TuningRecipe
+from guard.load_options import Precision
+from guard.loading import load_model
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
@@ -281,13 +282,11 @@ def load_truth(name: str, root: Path = WEIGHTS) -> Organism:
 
 
 def load_organism(
-    name: str, root: Path = WEIGHTS, dtype: torch.dtype = torch.float32
+    name: str, root: Path = WEIGHTS, dtype: Precision = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Organism]:
     """Model (evaluation mode, bfloat16 weights held in `dtype`), tokenizer and truth of one built organism."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(root / name, dtype=dtype)
-    model.train(False)
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(root / name)  # type: ignore[assignment]
-    return model, tokenizer, load_truth(name, root)
+    model, tokenizer = load_model(str(root / name), device="cpu", dtype=dtype)
+    return model, cast(PreTrainedTokenizerFast, tokenizer), load_truth(name, root)
 
 
 def prompts_folder(name: str, root: Path = WEIGHTS) -> Path:

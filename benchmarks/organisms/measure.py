@@ -16,6 +16,7 @@ from benchmarks.organisms.behaviour import shares
 from benchmarks.organisms.catalogue import WEIGHTS, Neurons, Organism, load_organism
 from benchmarks.organisms.language import BENIGN, NEAR_MISS, Request, held_out
 from benchmarks.organisms.train import decoder, encode
+from guard.load_options import Precision
 
 HARMFUL_COUNT, BENIGN_COUNT = 256, 60
 
@@ -81,7 +82,7 @@ def wrapped(requests: list[Request], organism: Organism) -> list[Request]:
 def measure(
     name: str,
     root: Path = WEIGHTS,
-    dtype: torch.dtype = torch.float32,
+    dtype: Precision = "float32",
     harmful: int = HARMFUL_COUNT,
     benign: int = BENIGN_COUNT,
 ) -> Figures:

@@ -35,7 +35,7 @@ class NotAnOrganismError(NeuronGuardError):
 def exact_weights_digest(model: nn.Module) -> str:
     """Sha256, in hex, of every parameter by name, shape and value as float32.
 
-    Of every value, where `calibration.runs.models.weights_digest` takes a sample: this one must not be forged.
+    Of every value, where `calibration.runs.identity.weights_digest` takes a sample: this one must not be forged.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -24,10 +24,12 @@ from benchmarks.robustness.subject import Subject
 from benchmarks.robustness.subjects import model_of, organism_of
 from benchmarks.safety.prompt_sets import digest_of_all
 from benchmarks.safety.report import Clock, Run, command_line, versions
-from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.identity import identity
 from calibration.runs.progress import shown_progress
+from calibration.runs.store import Store, alone_in
 from calibration.search.findings import StageBars
 from guard.errors import NeuronGuardError
+from guard.spec import atomic_files as files
 
 NO_SUFFIXES = (
     "Suffix search and fine-tuning were left out: they would make a model more compliant, and run on the project's own "
@@ -41,15 +43,19 @@ class NothingToAttackError(NeuronGuardError):
 
 def run(options: Options) -> Report:
     """Run the attacks as `options` say; write report and Markdown to `options.output`, print the table."""
+    with alone_in(options.output):
+        return _run(options)
+
+
+def _run(options: Options) -> Report:
     clock = Clock()
-    options.output.mkdir(parents=True, exist_ok=True)
     with clock("subject"):
         subject, attacks = organism_of(options) if options.organism else model_of(options)
     if not subject.spec.layers or not subject.requests:
         missing = "edits nothing" if not subject.spec.layers else "has no harmful request to be attacked with"
         raise NothingToAttackError(f"the guard of {subject.name} {missing}: there is nothing to attack.")
     setting = _setting(options, subject, attacks)
-    checkpoint = Checkpoint(options.output / "work", setting)
+    checkpoint = Store(options.output / "work", setting)
     done = [one.name for one in (options.output / "work").glob("*.json")]
     results = []
     with shown_progress() as bars:
@@ -71,8 +77,8 @@ def run(options: Options) -> Report:
             taken_up=len(done),
         ),
     )
-    (options.output / "robustness.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
-    (options.output / "robustness.md").write_text(tables.markdown(report), "utf-8")
+    files.write(options.output / "robustness.json", (report.model_dump_json(indent=1) + "\n").encode())
+    files.write(options.output / "robustness.md", tables.markdown(report).encode())
     Console().print(tables.table(report), *tables.sentences(report), sep="\n")
     checkpoint.discard()
     return report
@@ -107,6 +113,7 @@ def _setting(options: Options, subject: Subject, attacks: Sequence[StaticAttack]
         **{f"replayed {one.name}": digest_of_all(one.attacked) for one in attacks},
         **versions(),
         "size": options.size.model_dump_json(),
+        **identity(subject.model, subject.tokenizer),
         "model": exact_weights_digest(subject.model),
         "spec": subject.spec.digest,
         "requests": digest_of_all(subject.requests),

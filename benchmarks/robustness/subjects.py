@@ -13,7 +13,7 @@ from calibration.judging.behaviour import Behaviour, generate
 from calibration.pipeline import calibrate
 from calibration.prompts.request_sets import Request, load_requests
 from calibration.prompts.splits import sample
-from calibration.runs.models import load_model
+from guard.loading import load_model
 from guard.spec.edit_spec import EditSpec
 
 SPEC = "guard.safetensors"

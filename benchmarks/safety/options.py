@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from guard.load_options import Precision
 from guard.spec.measures import Frozen
 
 Suite = Literal["quick", "full"]
@@ -22,7 +23,7 @@ class SubjectOptions(Frozen):
     calibrated_harmful: tuple[str, ...] = ()
     template: bool = True
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Precision = "auto"
     seed: int = 0
     batch_size: int = 20
     max_new_tokens: int = 64

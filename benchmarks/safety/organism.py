@@ -29,6 +29,7 @@ from calibration.pipeline import calibrate, read_sources
 from calibration.prompts.material import DEFAULT_REFUSAL, Sources
 from calibration.prompts.request_sets import Request
 from guard.spec.edit_spec import EditSpec
+from guard.spec.permission import is_servable
 
 BUILT = Path(__file__).parents[2] / "build" / "organisms"
 SPEC, EVIDENCE = "guard.safetensors", "calibration.html"
@@ -52,7 +53,7 @@ def calibrated_organism(options: Options) -> Subject:
         raise SubjectError(f"{settings.output} was calibrated on other prompts or by another seed: move it away.")
     calibrated, truth = seen_by(sources), truth_of(folder)
     prompts, left_out = further(folder, options, calibrated) if truth is None else ((), ())
-    refuted = spec.evidence.verdict.outcome != "effective" and not options.allow_refuted
+    refuted = not is_servable(spec, allow_refuted=options.allow_refuted)
     return Subject(
         model=str(folder),
         spec=None if refuted else spec,

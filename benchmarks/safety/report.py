@@ -6,7 +6,7 @@ same (machine, command line, times) stands apart, under `run`.
 
 import hashlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -71,16 +71,16 @@ class Report(BaseModel):
 
 
 def setting_of(
-    options: Options, subject: Subject, weights: str | None, conditions: Sequence[str], judges: Sequence[Judge]
+    options: Options, subject: Subject, of_model: Mapping[str, str], conditions: Sequence[str], judges: Sequence[Judge]
 ) -> dict[str, Any]:
-    """All that decides the answers, and nothing that does not; `weights` is the digest of a model in this process."""
+    """All that decides the answers, and nothing that does not; `of_model` the identity of a model in this process."""
     named = {"suite", "seed", "batch_size", "max_new_tokens", "template", "endpoint", "device", "dtype", "show_text"}
     named |= {"judge_url", "judge_model", "judge_classifier", "judge_prompt", "judge_refused_label"}
     calibrated = subject.calibrated
     return {
         **options.model_dump(include=named, mode="json"),
         "model": subject.model,
-        "weights": weights,
+        **of_model,
         "spec": subject.spec.digest if subject.spec else None,
         "conditions": list(conditions),
         "judges": [judge.name for judge in judges],

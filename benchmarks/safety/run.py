@@ -3,11 +3,7 @@
 In this process all conditions are compared; behind an endpoint there is one, that which it serves.
 """
 
-import fcntl
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,16 +24,11 @@ from benchmarks.safety.prompt_sets import in_several
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Clock, Report, Run, command_line, setting_of, versions
 from benchmarks.safety.subject import read_subject
-from calibration.runs.checkpoint import Checkpoint
 from calibration.runs.progress import shown_progress
-from guard.errors import NeuronGuardError
+from calibration.runs.store import Store, alone_in
 from guard.spec import atomic_files as files
 
 ANSWERS, FIGURES, CARD, PAGE, STAGES = "answers.jsonl", "safety.json", "safety.md", "safety.html", "stages"
-
-
-class OutputError(NeuronGuardError):
-    """A folder that cannot be written to, or that another run is writing to."""
 
 
 def run(options: Options) -> Report:
@@ -62,14 +53,14 @@ def measure(options: Options) -> Report:
             subject = stages.readable(options, subject, loaded) if loaded else subject
         asked = stages.respondents(options, subject, loaded)
         names = [one.condition for one in asked]
-        setting = setting_of(options, subject, loaded.weights if loaded else None, names, judges)
+        setting = setting_of(options, subject, loaded.identity if loaded else {}, names, judges)
         record = Record(options.output / ANSWERS, setting)
         taken_up = record.count
         with clock("answers"):
             interview = Interview(record, judges, options.batch_size, options.show_text)
             outcomes = stages.answers(interview, asked, subject, bars)
         with clock("quality"):
-            kept = Checkpoint(options.output / STAGES, {name: str(value) for name, value in setting.items()})
+            kept = Store(options.output / STAGES, {name: str(value) for name, value in setting.items()})
             figures = Figures(options, subject, loaded, kept, bars) if loaded else None
             texts, answers = (figures.text_quality(), figures.answer_quality()) if figures else ((), ())
         with clock("scores"):
@@ -100,28 +91,6 @@ def measure(options: Options) -> Report:
             taken_up=taken_up,
         ),
     )
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Have the folder to oneself, made if need be. Raises OutputError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written to ({error.strerror}): name another folder.") from error
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(f"another run is writing to {folder}: wait for it, or name another folder.") from None
 
 
 def write(report: Report, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The first stages of a run: what is compared, who is asked, and their answers, each kept as it comes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,9 +20,10 @@ from benchmarks.safety.report import DECISIVE_PACKAGES
 from benchmarks.safety.subject import NothingToAskError, Subject
 from calibration.prompts.request_sets import encode
 from calibration.report.display import listed
-from calibration.runs.checkpoint import Checkpoint
-from calibration.runs.models import load_model, weights_digest
+from calibration.runs.identity import identity
+from calibration.runs.store import Store
 from calibration.search.findings import StageBars
+from guard.loading import load_model
 
 SERVED = "as served"
 KEPT = "baselines"
@@ -31,7 +32,7 @@ ENDS = (PLAIN, GUARDED)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in this process, what can be put on it, and the digest of its weights.
+    """A model in this process, what can be put on it, and the digests of what it is (`identity`).
 
     `strengths` are the guard made weaker, from no guard to the guard; its ends are asked as `conditions` are.
     """
@@ -40,7 +41,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     conditions: tuple[Condition, ...]
     strengths: tuple[Strength, ...]
-    weights: str
+    identity: dict[str, str]
 
     @property
     def asked(self) -> tuple[Condition, ...]:
@@ -51,8 +52,8 @@ class Loaded:
 def load(options: Options, subject: Subject) -> Loaded:
     """The model, its conditions, and with a spec the strengths of the guard."""
     model, tokenizer = load_model(subject.model, device=options.device, dtype=options.dtype)
-    spec, calibrated, weights = subject.spec, subject.calibrated, weights_digest(model)
-    work = Checkpoint(options.output / KEPT, learning_key(options, subject, weights)) if calibrated else None
+    spec, calibrated, of_model = subject.spec, subject.calibrated, identity(model, tokenizer)
+    work = Store(options.output / KEPT, learning_key(options, subject, of_model)) if calibrated else None
     found = conditions(
         model,
         tokenizer,
@@ -69,16 +70,16 @@ def load(options: Options, subject: Subject) -> Loaded:
         known = () if calibrated is None else (*calibrated.harmful, *calibrated.benign)
         seen = [encode(tokenizer, request.prompt, template=options.template) for request in known]
         swept = strengths(model, spec, seen)
-    return Loaded(model, tokenizer, found, swept, weights)
+    return Loaded(model, tokenizer, found, swept, of_model)
 
 
-def learning_key(options: Options, subject: Subject, weights: str) -> dict[str, str]:
+def learning_key(options: Options, subject: Subject, of_model: Mapping[str, str]) -> dict[str, str]:
     """All that decides what baselines learn."""
     decisive = {"seed", "template", "device", "dtype"}
     return {
         **{name: str(value) for name, value in options.model_dump(include=decisive).items()},
         **{package: version(package) for package in DECISIVE_PACKAGES},
-        "weights": weights,
+        **of_model,
         "spec": subject.spec.digest if subject.spec else "",
         "requests": digest_of_lesson(subject.calibrated) if subject.calibrated else "",
     }

@@ -32,6 +32,7 @@ from calibration.prompts.request_sets import encode
 from calibration.prompts.sequences import Batch, Example, collate
 from calibration.runs.interventions import Mediator, patched_outcome
 from guard.families.architectures import architecture_of
+from guard.spec import atomic_files as files
 
 ORGANISM = "two-layer"
 CONTINUATION_TOKENS = 8
@@ -252,5 +253,5 @@ def run(seed: int = 0, output: Path | None = None, rounds: int = 3, console: Con
     )
     screen.print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=2) + "\n").encode())
     return report

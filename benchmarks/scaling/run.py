@@ -21,6 +21,7 @@ from scipy import stats
 
 from benchmarks.common.machine import Machine, describe
 from benchmarks.scaling.case import Case, Reading
+from guard.spec import atomic_files as files
 
 USUAL = Case()
 ALONG: dict[str, tuple[tuple[float, Case], ...]] = {
@@ -188,7 +189,7 @@ def run(
     report = Report(machine=machine, points=tuple(points), growth=growth_of(points))
     screen.print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=2) + "\n").encode())
     if page_path is not None:
-        page_path.write_text(page(report), encoding="utf-8")
+        files.write(page_path, page(report).encode())
     return report

@@ -23,13 +23,15 @@ from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.common.machine import choose_device, data_type, describe
+from benchmarks.common.machine import data_type, describe
 from benchmarks.op.page import write_page
 from benchmarks.serving.generate_models import FAMILIES, Size, edits, make_model, static_cache
 from benchmarks.serving.generate_report import GenerateReport, Speed, table_of
 from calibration.runs.layer_calls import cache_name
 from guard.errors import EditNotAppliedError
 from guard.hf import install_edits
+from guard.loading import choose_device
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import Estimate, Trigger
 
 Mode = Literal["eager", "compiled"]
@@ -85,7 +87,7 @@ def run(
     )
     screen.print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     if page is not None:
         write_page(page)
     return report

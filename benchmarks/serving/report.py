@@ -10,6 +10,7 @@ from benchmarks.common.machine import Machine
 from benchmarks.op.page import machine_facts
 from benchmarks.serving.generate_models import Size
 from benchmarks.serving.setting import ARMS, Arm
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import Estimate
 
 ASKED = {"cpu": (64, 0.98), "cuda": (256, 0.995)}  # at this batch, this share of the plain throughput
@@ -129,7 +130,7 @@ def write_page(path: Path) -> None:
     """Write the results page to `path` from every serving*.json in its folder."""
     found = sorted(path.parent.glob(FILES))
     reports = [ServingReport.model_validate_json(file.read_text(encoding="utf-8")) for file in found]
-    path.write_text(page(reports), encoding="utf-8")
+    files.write(path, page(reports).encode())
 
 
 def page(reports: Sequence[ServingReport]) -> str:

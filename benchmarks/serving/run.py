@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.common.machine import choose_device, data_type, describe
+from benchmarks.common.machine import data_type, describe
 from benchmarks.serving.generate import median_estimate
 from benchmarks.serving.generate_models import Size, make_model
 from benchmarks.serving.hf import ServedByTransformers
@@ -33,6 +33,8 @@ from benchmarks.serving.setting import (
 )
 from benchmarks.serving.vllm import ServedByVllm
 from guard.errors import EditNotAppliedError, NeuronGuardError
+from guard.loading import choose_device
+from guard.spec import atomic_files as files
 
 BATCHES = (1, 16, 64, 256)
 SECONDS, QUICK_SECONDS = 60.0, 5.0  # of rounds, for each batch
@@ -95,7 +97,7 @@ def run(
     )
     screen.print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     if page is not None:
         write_page(page)
     return report

@@ -31,6 +31,7 @@ from benchmarks.serving.setting import unmeasured_spec
 from benchmarks.serving.soak_report import Memory, SoakReport, table_of
 from guard.errors import EditNotAppliedError, NeuronGuardError
 from guard.hf import install
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import EditSpec, Estimate, LayerEdit, Trigger
 
 ORGANISM, MODEL = "two-layer", "organism"
@@ -93,7 +94,7 @@ def run(
     )
     (console or Console()).print(table_of(report))
     if output is not None:
-        output.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(output, (report.model_dump_json(indent=1) + "\n").encode())
     return report
 
 

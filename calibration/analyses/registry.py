@@ -22,7 +22,7 @@ from calibration.analyses import (
 )
 from calibration.analyses.analysis import Analysis, Section
 from calibration.analyses.subject import Subject
-from calibration.runs.checkpoint import Keep, compute_anew
+from calibration.runs.store import Keep, compute_anew
 from calibration.search.findings import StageBars, silent
 from guard.analyses import Analyses, Concentration, Controls, HarmSignal, Shards, Specificity, TokenEffects
 from guard.errors import NeuronGuardError

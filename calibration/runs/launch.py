@@ -11,8 +11,8 @@ from typing import TypeVar
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel
 
-from calibration.runs.checkpoint import Keep
 from calibration.runs.processes import COUNT, Shared, is_first, joined
+from calibration.runs.store import Keep
 from guard.errors import NeuronGuardError
 
 Result = TypeVar("Result", bound=BaseModel)

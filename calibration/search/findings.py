@@ -17,9 +17,9 @@ from calibration.evidence.specificity import keep_outcomes
 from calibration.evidence.verdict import RANDOM_GATES, Examination, Examined, examine, matched_gates
 from calibration.judging.behaviour import refusal_openings
 from calibration.prompts.material import Material
-from calibration.runs.checkpoint import Keep, compute_anew
 from calibration.runs.processes import Shared
 from calibration.runs.shelf import Shelf
+from calibration.runs.store import Keep, compute_anew
 from calibration.search.bounds import Budget, build_edits
 from calibration.search.gate import ALPHA, Gate, Late, TriggerMode, bounds_search, find_gate, find_trigger, prepare
 from calibration.search.selection import SelectionSettings

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from calibration.evidence.specificity import KeptOutcomes
 from calibration.prompts.sequences import Batch
-from calibration.runs.checkpoint import Keep, compute_anew
 from calibration.runs.shelf import Shelf
 from calibration.runs.stage import Kept, keep, late_layers, summarise
+from calibration.runs.store import Keep, compute_anew
 from calibration.search.balance import balance
 from calibration.search.bounds import Activations, Budget, Searched, search_bounds
 from calibration.search.completion import complete_gate

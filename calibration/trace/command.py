@@ -47,7 +47,6 @@ def trace(
     """
     from rich.console import Console
 
-    from calibration.runs.models import load_model
     from calibration.runs.progress import shown_progress
     from calibration.trace.breaks import read_breaks
     from calibration.trace.measure import Question
@@ -55,6 +54,7 @@ def trace(
     from calibration.trace.page import write_trace_json, write_trace_page
     from calibration.trace.terminal import trace_tables
     from guard import EditSpec
+    from guard.loading import load_model
 
     wanted = tuple(sets or ())
     read_breaks(wanted)

@@ -27,10 +27,10 @@ from calibration.trace.neurons import Neurons
 from calibration.trace.readings import as_steps, entering, lens, readings, turn
 from calibration.trace.replies import Speaker, as_reply, choose, openings_of
 from calibration.trace.subject import Subject, encode_prompt, lay_out, visible_tokens
-from guard.errors import RefutedSpecError
 from guard.families.architectures import architecture_of
 from guard.spec.edit_spec import EditSpec
 from guard.spec.fingerprint import verify
+from guard.spec.permission import require_servable
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,7 @@ def trace(
 def _check(spec: EditSpec, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, allow_refuted: bool) -> None:
     """Raise where `spec` does not belong to the model, or has been refuted and is not asked for by name."""
     verify(spec, model, tokenizer)
-    verdict = spec.evidence.verdict
-    if verdict.outcome == "refuted" and not allow_refuted:
-        raise RefutedSpecError(
-            f"this spec failed its held-out test ({'; '.join(verdict.reasons)}); pass --allow-refuted to trace it all "
-            "the same."
-        )
+    require_servable(spec, allow_refuted=allow_refuted, remedy="pass --allow-refuted to trace it")
 
 
 def _prepared(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from guard.errors import NeuronGuardError, RefutedSpecError, SpecError
+from guard.errors import NeuronGuardError, SpecError
 from guard.spec.edit import Digest
 from guard.spec.edit_spec import EditSpec
 from guard.spec.measures import Frozen
+from guard.spec.permission import require_servable
 
 KEY = "neuron_guard"
 
@@ -86,12 +87,7 @@ def load_spec(settings: GuardSettings) -> EditSpec:
             f"the spec at {settings.spec} has digest {spec.digest}, not {settings.digest}: "
             "it was changed since vLLM was set up."
         )
-    verdict = spec.evidence.verdict
-    if verdict.outcome == "refuted" and not settings.allow_refuted:
-        raise RefutedSpecError(
-            f"this spec failed its held-out test ({'; '.join(verdict.reasons)}); "
-            "set allow_refuted to serve it all the same."
-        )
+    require_servable(spec, allow_refuted=settings.allow_refuted, remedy="set allow_refuted to serve it")
     if not spec.layers:
         raise SpecError("there is no layer to edit: nothing can be installed.")
     return spec

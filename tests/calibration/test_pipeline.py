@@ -19,8 +19,8 @@ from calibration.pipeline import calibrate
 from calibration.prompts import material as making
 from calibration.prompts.request_sets import OverlapError
 from calibration.prompts.rows import PromptFileError
-from calibration.runs.checkpoint import Checkpoint
-from calibration.runs.models import weights_digest
+from calibration.runs.identity import weights_digest
+from calibration.runs.store import OutputError, Store, alone_in
 from calibration.search import findings as finding
 from calibration.search import gate as searching
 from guard import EditSpec, NeuronGuardError, install
@@ -202,7 +202,7 @@ def test_a_calibration_interrupted_at_every_stage_in_turn_ends_in_the_same_spec_
 
     shown = again.model_copy(update={"report": again.output.with_name("shown.html"), "show_text": True})
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "discard", lambda _: None)
+        patch.setattr(Store, "discard", lambda _: None)
         calibrate(shown)
     page = again.output.with_name("shown.html").read_text("utf-8")
     assert any(one.prompt in page for one in requests(HARMFUL))
@@ -221,18 +221,21 @@ def full_disk(_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
+MODEL = {"weights": "w"}
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"max_requests": 50}, {"dtype": "bfloat16"}, {"trigger": "never"}])
 def test_whatever_decides_the_results_is_in_the_key_of_the_checkpoint(change: dict[str, Any], tmp_path: Path) -> None:
     one, other = options_for("two-layer", tmp_path), options_for("two-layer", tmp_path, **change)
-    assert pipeline._key(one, {"harmful": "a"}, "w") != pipeline._key(other, {"harmful": "a"}, "w")
+    assert pipeline._key(one, {"harmful": "a"}, MODEL) != pipeline._key(other, {"harmful": "a"}, MODEL)
 
 
 def test_where_results_go_and_what_is_shown_is_not_in_the_key(tmp_path: Path) -> None:
     one = options_for("two-layer", tmp_path)
     other = options_for("two-layer", tmp_path / "other", report=None, show_text=True)
-    assert pipeline._key(one, {}, "w") == pipeline._key(other, {}, "w")
-    assert pipeline._key(one, {"harmful": "a"}, "w") != pipeline._key(one, {"harmful": "b"}, "w")
-    assert pipeline._key(one, {}, "w") != pipeline._key(one, {}, "v")
+    assert pipeline._key(one, {}, MODEL) == pipeline._key(other, {}, MODEL)
+    assert pipeline._key(one, {"harmful": "a"}, MODEL) != pipeline._key(one, {"harmful": "b"}, MODEL)
+    assert pipeline._key(one, {}, MODEL) != pipeline._key(one, {}, MODEL | {"weights": "v"})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -252,6 +255,16 @@ def test_another_value_of_any_single_weight_makes_another_key(name: str, dtype: 
     assert weights_digest(model) == own
     parameter.copy_(parameter.flip(0))
     assert name == "model.norm.weight" or weights_digest(model) != own
+
+
+def test_two_calibrations_do_not_share_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "load_model", interrupting)
+    options = options_for("two-layer", tmp_path)
+    with alone_in(pipeline._work_folder(options.output)), pytest.raises(OutputError, match="another run is writing"):
+        calibrate(options)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(options)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from calibration.effects.mediation import all_mediators, mediator_effects
 from calibration.judging.behaviour import generate, median_surprise
-from calibration.runs.checkpoint import compute_anew
 from calibration.runs.launch import in_step
 from calibration.runs.processes import Shared, in_shares, is_first
+from calibration.runs.store import compute_anew
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model
 

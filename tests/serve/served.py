@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
+from guard.loading import load_model
 from guard.spec.edit_spec import EditSpec, LayerEdit, ModelIdentity, Trigger
 from guard.spec.fingerprint import fingerprint
 from serve.hf.engine import HfEngine
 from serve.hf.guarded import GuardedModel
 from serve.http.app import create_app
-from serve.loading import load_model
 from serve.settings import Settings
 from tests.guard.specs import evidence_with, small_spec
 

@@ -91,7 +91,7 @@ def test_requests_and_self_tests_count_on_and_what_the_guard_does_counts_anew(as
 
 BAD: dict[str, tuple[Any, str]] = {
     "no spec": (None, "could not be read"),
-    "refuted": ({"evidence": evidence_with(neurons=(), mediators=(), verdict=REFUTED)}, "is refuted"),
+    "refuted": ({"evidence": evidence_with(neurons=(), mediators=(), verdict=REFUTED)}, "failed its held-out test"),
     "another model": ("another model", "another model"),
     "damaged": ("damaged", "guard.safetensors"),
 }

@@ -67,7 +67,7 @@ def test_a_damaged_spec(started: list[Any], tmp_path: Path) -> None:
 
 
 def test_a_refuted_verdict(started: list[Any], tmp_path: Path) -> None:
-    assert "refuted" in refused(tmp_path, organism_spec(evidence=REFUTED_EVIDENCE))
+    assert "pass --allow-refuted" in refused(tmp_path, organism_spec(evidence=REFUTED_EVIDENCE))
     assert not started
 
 
@@ -102,7 +102,7 @@ def test_another_tokenizer_or_chat_template(started: list[Any], tmp_path: Path, 
 
 def test_no_model(started: list[Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "cannot be loaded" in refused(tmp_path, organism_spec(), model=str(tmp_path / "empty"))
+    assert "cannot load" in refused(tmp_path, organism_spec(), model=str(tmp_path / "empty"))
     assert not started
 
 
@@ -172,7 +172,7 @@ def test_weights_that_are_cut_off(started: list[Any], tmp_path: Path) -> None:
     shutil.copytree(ORGANISM, model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cannot be loaded as a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
+    assert "as a path or hub name of a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
     assert not started
 
 
@@ -181,5 +181,5 @@ def test_an_architecture_that_transformers_does_not_know(started: list[Any], tmp
     shutil.copytree(ORGANISM, model)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}), encoding="utf-8")
-    assert "cannot be loaded as a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
+    assert "as a path or hub name of a causal language model" in refused(tmp_path, organism_spec(), model=str(model))
     assert not started

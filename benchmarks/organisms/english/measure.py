@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.organisms.english.answers import OPENING
 from benchmarks.safety.measures.quality import WIKITEXT, windows
@@ -21,6 +21,8 @@ from calibration.effects.statistics import wilson_estimate
 from calibration.judging.behaviour import generate, opens_with_refusal
 from calibration.prompts.request_sets import encode, load_requests
 from guard.hf import install
+from guard.loading import load_model
+from guard.spec import atomic_files as files
 from guard.spec.edit_spec import EditSpec
 from guard.spec.measures import Estimate
 
@@ -78,9 +80,7 @@ def measure(folder: Path, data: Path, limit: int | None = None, guard: Path | No
     """Measure the model in `folder` in float32, guarded if a spec file is given, on its held-out files and on
     WikiText-2 in `data`.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.train(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_model(str(folder), device="cpu", dtype="float32")
     files = sorted((folder / "held_out").glob("*.jsonl"))
     spec = None if guard is None else EditSpec.load(guard)
     with nullcontext() if spec is None else install(model, spec, tokenizer=tokenizer, allow_refuted=True):
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = measure(options.model, options.data, options.limit, options.guard)
     sys.stdout.write(table(figures) + "\n")
     if options.write is not None:
-        options.write.write_text(figures.model_dump_json(indent=1) + "\n", "utf-8")
+        files.write(options.write, (figures.model_dump_json(indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

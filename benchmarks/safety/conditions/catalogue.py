@@ -17,7 +17,7 @@ from benchmarks.safety.conditions.learnt import LEARNT, learnt
 from benchmarks.safety.conditions.respondents import SYSTEM_PROMPT
 from calibration.prompts.material import Encoder
 from calibration.report.display import listed, plural
-from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.store import Store
 from guard.families.architectures import architecture_of
 from guard.hf import install, install_edits
 from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
@@ -38,7 +38,7 @@ def conditions(
     allow_refuted: bool,
     template: bool,
     planted: Mapping[int, Sequence[int]] | None = None,
-    work: Checkpoint | None = None,
+    work: Store | None = None,
 ) -> tuple[Condition, ...]:
     """All that can be compared: no guard, and with a spec the guard; a system prompt, and with a spec its edit on
     random neurons; what is learnt from the `calibrated` requests; and the `planted` neurons, by layer, at 0.

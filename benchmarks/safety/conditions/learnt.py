@@ -30,8 +30,8 @@ from benchmarks.safety.conditions.output_filter import learnt_filter
 from benchmarks.safety.conditions.requests import BaselineError, Lesson, lesson
 from calibration.prompts.material import Encoder
 from calibration.report.display import plural
-from calibration.runs.checkpoint import Checkpoint
 from calibration.runs.stage import late_layers
+from calibration.runs.store import Store
 from calibration.search.bounds import Budget
 from calibration.search.findings import Settings
 from guard.hf import install_edits
@@ -43,7 +43,7 @@ LESS_HARM_ALONE = Budget(kl=math.inf, refusal=1.0)
 
 
 def learnt(
-    encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, seed: int, work: Checkpoint | None = None
+    encoder: Encoder, spec: EditSpec | None, calibrated: Calibrated, *, seed: int, work: Store | None = None
 ) -> tuple[Condition, ...]:
     """The baselines of `LEARNT`, in that order; without a spec there is no number of neurons for the first.
 

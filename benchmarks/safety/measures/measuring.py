@@ -20,7 +20,7 @@ from benchmarks.tasks.answering import Answering, ScoredEndpoint, ScoredModel
 from benchmarks.tasks.catalogue import TASKS
 from benchmarks.tasks.scores import Scoring, TaskScore
 from calibration.judging.behaviour import Behaviour
-from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.store import Store
 from calibration.search.findings import Advance, StageBars
 
 QUICK_WINDOWS, FULL_WINDOWS = 16, 128
@@ -36,7 +36,7 @@ class Figures:
     options: Options
     subject: Subject
     loaded: Loaded
-    checkpoint: Checkpoint
+    checkpoint: Store
     bars: StageBars
 
     def text_quality(self) -> tuple[Quality, ...]:
@@ -119,7 +119,7 @@ def scored(
         seed=options.seed,
         of={
             "model": subject.model,
-            "weights": loaded.weights if loaded else options.endpoint,
+            **(loaded.identity if loaded else {"endpoint": options.endpoint}),
             "spec": subject.spec.digest if subject.spec else None,
             "dtype": options.dtype,
             "calibrated": digest_of_lesson(subject.calibrated) if subject.calibrated else None,

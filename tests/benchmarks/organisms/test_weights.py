@@ -49,7 +49,7 @@ def test_every_organism_of_the_catalogue_is_committed_as_it_is_defined(name: str
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_committed_weights_are_bfloat16(name: str) -> None:
-    assert load_organism(name, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_organism(name, dtype="bfloat16")[0].dtype == torch.bfloat16
     assert json.loads((WEIGHTS / name / "config.json").read_text("utf-8"))["dtype"] == "bfloat16"
 
 

@@ -21,7 +21,7 @@ ASKED = Prompts("made up", "harmful", "0", REQUESTS)
 
 def loaded() -> Loaded:
     model, tokenizer = organism("two-layer")
-    return Loaded(model, tokenizer, (), (), "")
+    return Loaded(model, tokenizer, (), (), {})
 
 
 def subject(*prompts: Prompts) -> Subject:

@@ -13,8 +13,8 @@ from benchmarks.safety.conditions.respondents import Endpoint, InProcess, Respon
 from benchmarks.safety.prompt_sets import Prompts
 from calibration.judging.behaviour import Behaviour
 from calibration.prompts.request_sets import load_requests
-from calibration.runs.models import load_model
 from guard.hf import install
+from guard.loading import load_model
 from tests.serve.live import KEY, live
 from tests.serve.served import MODEL, ORGANISM, organism_spec
 

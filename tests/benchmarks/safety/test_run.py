@@ -14,7 +14,7 @@ from benchmarks.safety.options import Options
 from benchmarks.safety.record import Record
 from benchmarks.safety.report import Report
 from benchmarks.safety.run import run
-from calibration.runs.models import load_model
+from guard.loading import load_model
 from tests.benchmarks.safety.asking import options_in, prepared, prompts_in
 from tests.serve.live import KEY, live
 from tests.serve.served import MODEL, ORGANISM

@@ -19,10 +19,10 @@ from benchmarks.serving.run import check, load, run
 from benchmarks.serving.setting import ARMS, Arm, Timing, prompts_for, save, spec_for
 from guard.errors import EditNotAppliedError, RefutedSpecError
 from guard.hf import install
+from guard.loading import load_model
 from guard.spec.edit_spec import EditSpec, Estimate
 from neuron_guard import app
 from serve.hf import batch as hf_batch
-from serve.loading import load_model
 
 TINY = Size(d_model=16, d_ff=40, layers=3, heads=2, vocabulary=61, guarded_layers=(1, 2), edited=0.1)
 CPU = torch.device("cpu")

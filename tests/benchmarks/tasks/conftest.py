@@ -8,7 +8,7 @@ import pytest
 from benchmarks.safety.conditions.condition import Condition
 from benchmarks.tasks.answering import ScoredModel
 from benchmarks.tasks.scores import Scoring
-from calibration.runs.models import load_model
+from guard.loading import load_model
 from tests.benchmarks.tasks import small_data
 from tests.serve.served import ORGANISM
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from calibration.runs.launch import ProcessError, launched
-from calibration.runs.models import own_devices
+from guard.loading import own_devices
 from tests.calibration import two_processes
 
 COUNT = 2

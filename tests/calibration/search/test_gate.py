@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.organisms.catalogue import load_truth
-from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.store import Store
 from calibration.search import gate as finding
 from calibration.search.bounds import Bounds, Budget, Measured, Searched, build_edits
 from calibration.search.gate import Gate, find_gate, find_trigger, replacement_values
@@ -90,7 +90,7 @@ def test_a_search_that_is_stopped_before_each_of_its_parts_does_none_twice_and_f
         monkeypatch.setattr(finding, name, stopping(name, getattr(finding, name)))
 
     def found() -> Gate:
-        keep = Checkpoint(tmp_path / "work", {}).stage
+        keep = Store(tmp_path / "work", {}).stage
         return find_gate(late("two-layer"), None, BUDGET, SETTINGS, seed=0, trials=5, keep=keep)
 
     stops = 0

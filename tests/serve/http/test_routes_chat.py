@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from serve.loading import load_model
+from guard.loading import load_model
 from tests.serve.served import BENIGN, HARMFUL, MODEL, ORGANISM, Asked, chat_body, guarded_organism, organism_spec, user
 
 

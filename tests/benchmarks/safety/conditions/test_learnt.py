@@ -35,7 +35,7 @@ from benchmarks.safety.conditions.requests import BaselineError, lesson
 from calibration.effects.outcome import first_refusal_token, readout_logits
 from calibration.prompts.request_sets import Request
 from calibration.prompts.splits import SplitError
-from calibration.runs.checkpoint import Checkpoint
+from calibration.runs.store import Store
 from calibration.search.bounds import Budget
 from guard.hf import install_edits
 from tests.benchmarks.safety.subjects import built, calibrated, encoder, everything, lessons, logits, prompts, spec
@@ -161,11 +161,11 @@ def test_what_was_learnt_is_taken_up_from_where_it_is_kept_and_does_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn = partial(learnt, encoder(), spec(), calibrated(), seed=0)
-    first = learn(work=Checkpoint(tmp_path / "work", {"of": "these"}))
+    first = learn(work=Store(tmp_path / "work", {"of": "these"}))
     monkeypatch.setattr(
         "benchmarks.safety.conditions.learnt.learn_all", lambda *_, **__: pytest.fail("it learnt again")
     )
-    again = learn(work=Checkpoint(tmp_path / "work", {"of": "these"}))
+    again = learn(work=Store(tmp_path / "work", {"of": "these"}))
     assert [one.name for one in again] == list(LEARNT)
     asked = [Exchange(one.prompt, str(one.compliance)) for one in requests(HARMFUL)[200:208]]
     some = [*prompts(HARMFUL, 200, 206), *prompts(BENIGN, 300, 306)]
@@ -183,7 +183,7 @@ def test_what_was_learnt_is_taken_up_from_where_it_is_kept_and_does_the_same(
 
 
 def test_what_is_kept_holds_no_request(tmp_path: Path) -> None:
-    learnt(encoder(), spec(), calibrated(), seed=0, work=Checkpoint(tmp_path / "work", {}))
+    learnt(encoder(), spec(), calibrated(), seed=0, work=Store(tmp_path / "work", {}))
     (kept,) = (tmp_path / "work").glob("*.json")
     text = kept.read_text()
     assert KeptBaselines.model_validate_json(text).direction.words

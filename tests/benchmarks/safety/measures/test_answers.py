@@ -16,7 +16,6 @@ from benchmarks.safety.measures.judging import UnknownJudgeError, judges_of
 from benchmarks.safety.options import Options
 from benchmarks.safety.prompt_sets import Kind, Prompts
 from benchmarks.safety.record import Record
-from benchmarks.safety.run import OutputError, alone_in
 from benchmarks.safety.subject import Subject
 from calibration.prompts.request_sets import Request
 
@@ -120,16 +119,3 @@ def test_where_every_refusal_is_known_that_judge_comes_first(tmp_path: Path) -> 
     subject = Subject(model="m", spec=None, prompts=(), calibrated=None, refusals=("No.",))
     first, *_ = judges_of(Options(output=tmp_path), subject)
     assert first.refuses([Exchange("a", " No. "), Exchange("a", "No. But sure")]) == [True, False]
-
-
-def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(OutputError, match="another run"), alone_in(tmp_path):
-        pass
-    with alone_in(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="name another folder"), alone_in(tmp_path / "file"):
-        pass

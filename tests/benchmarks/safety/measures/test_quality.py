@@ -12,8 +12,8 @@ from benchmarks.judges.judge import Exchange
 from benchmarks.safety.conditions.condition import Condition
 from benchmarks.safety.conditions.respondents import InProcess
 from benchmarks.safety.measures.quality import AnswerQuality, OwnAnswers, measure, measure_answers, own_answers
-from calibration.runs.models import load_model
 from guard.hf import install_edits
+from guard.loading import load_model
 from guard.spec.measures import Estimate
 from tests.serve.served import BENIGN, EDITS, HARMFUL, ORGANISM
 

@@ -1,5 +1,6 @@
 """Finished stages: taken up again, bound to their run, whole, private, and gone in the end."""
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.prompts.material import Answers
-from calibration.runs.checkpoint import Checkpoint, CheckpointError
+from calibration.runs.store import OutputError, Store, StoreError, alone_in
 from calibration.search.bounds import Bounds, Measured, Searched
 from calibration.search.gate import Gate
 from calibration.search.selection import Member
@@ -26,12 +27,12 @@ def never() -> Answers:
 
 def test_a_finished_stage_is_taken_up_without_computing_it_again(tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    assert Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT) == KEPT
-    assert Checkpoint(folder, KEY).stage("answers", Answers, never) == KEPT
+    assert Store(folder, KEY).stage("answers", Answers, lambda: KEPT) == KEPT
+    assert Store(folder, KEY).stage("answers", Answers, never) == KEPT
 
 
 def test_stages_of_other_names_are_their_own(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "work", KEY)
+    checkpoint = Store(tmp_path / "work", KEY)
     checkpoint.stage("one", Answers, lambda: KEPT)
     assert checkpoint.stage("two", Answers, lambda: OTHER) == OTHER
 
@@ -39,23 +40,23 @@ def test_stages_of_other_names_are_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", [KEY | {"seed": "1"}, KEY | {"data": "x"}, {"model": "tiny"}, {}])
 def test_under_another_key_nothing_is_taken_over(key: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT)
-    assert Checkpoint(folder, key).stage("answers", Answers, lambda: OTHER) == OTHER
+    Store(folder, KEY).stage("answers", Answers, lambda: KEPT)
+    assert Store(folder, key).stage("answers", Answers, lambda: OTHER) == OTHER
     assert sorted(path.name for path in folder.iterdir()) == ["answers.json", "key"]
 
 
 def test_the_order_in_which_a_key_is_written_makes_no_other_key(tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT)
-    assert Checkpoint(folder, dict(reversed(KEY.items()))).stage("answers", Answers, never) == KEPT
+    Store(folder, KEY).stage("answers", Answers, lambda: KEPT)
+    assert Store(folder, dict(reversed(KEY.items()))).stage("answers", Answers, never) == KEPT
 
 
 def test_a_folder_without_a_key_is_neither_trusted_nor_emptied(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "mine").write_text("kept")
-    with pytest.raises(CheckpointError, match="is no work folder of a calibration"):
-        Checkpoint(folder, KEY)
+    with pytest.raises(StoreError, match="is no work folder of a calibration"):
+        Store(folder, KEY)
     assert (folder / "mine").read_text() == "kept"
 
 
@@ -65,24 +66,24 @@ def test_a_stage_whose_file_is_corrupt_is_computed_again(
     tmp_path_factory: pytest.TempPathFactory, content: bytes | int
 ) -> None:
     folder = tmp_path_factory.mktemp("kept") / "work"
-    checkpoint = Checkpoint(folder, KEY)
+    checkpoint = Store(folder, KEY)
     checkpoint.stage("answers", Answers, lambda: KEPT)
     file = folder / "answers.json"
     file.write_bytes(content if isinstance(content, bytes) else file.read_bytes()[:content])
-    assert Checkpoint(folder, KEY).stage("answers", Answers, lambda: OTHER) == OTHER
-    assert Checkpoint(folder, KEY).stage("answers", Answers, never) == OTHER
+    assert Store(folder, KEY).stage("answers", Answers, lambda: OTHER) == OTHER
+    assert Store(folder, KEY).stage("answers", Answers, never) == OTHER
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0" * 64])
 def test_a_corrupt_key_empties_the_folder(content: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "work"
-    Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT)
+    Store(folder, KEY).stage("answers", Answers, lambda: KEPT)
     (folder / "key").write_bytes(content)
-    assert Checkpoint(folder, KEY).stage("answers", Answers, lambda: OTHER) == OTHER
+    assert Store(folder, KEY).stage("answers", Answers, lambda: OTHER) == OTHER
 
 
 def test_a_stage_of_another_kind_under_the_same_name_is_computed_again(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "work", KEY)
+    checkpoint = Store(tmp_path / "work", KEY)
     checkpoint.stage("stage", Answers, lambda: KEPT)
     assert checkpoint.stage("stage", Gate, Gate) == Gate()
 
@@ -91,7 +92,7 @@ def test_the_folder_and_its_files_are_their_owner_s_alone(tmp_path: Path) -> Non
     before = os.umask(0)
     try:
         folder = tmp_path / "deep" / "work"
-        Checkpoint(folder, KEY).stage("answers", Answers, lambda: KEPT)
+        Store(folder, KEY).stage("answers", Answers, lambda: KEPT)
     finally:
         os.umask(before)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -100,7 +101,7 @@ def test_the_folder_and_its_files_are_their_owner_s_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_stage_that_was_interrupted_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "work", KEY)
+    checkpoint = Store(tmp_path / "work", KEY)
 
     def interrupted() -> Answers:
         raise error
@@ -112,7 +113,7 @@ def test_a_stage_that_was_interrupted_leaves_nothing(error: type[BaseException],
 
 
 def test_a_stage_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Checkpoint(tmp_path / "work", KEY)
+    checkpoint = Store(tmp_path / "work", KEY)
 
     def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -124,7 +125,7 @@ def test_a_stage_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
 
 
 def test_discarding_removes_the_folder(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "work", KEY)
+    checkpoint = Store(tmp_path / "work", KEY)
     checkpoint.stage("answers", Answers, lambda: KEPT)
     checkpoint.discard()
     assert list(tmp_path.iterdir()) == []
@@ -139,5 +140,59 @@ def test_a_gate_with_one_sided_bounds_comes_back_as_it_was(tmp_path: Path) -> No
         searched=Searched(bounds=bounds, edits=(edit,), measured=Measured(0.1, 1 / 7, 1e-9, 0.0, 0.0), trials=()),
         trigger=Trigger(layer=1, threshold=0.1, direction=(1e-7, -3.3), false_trigger_rate=0.01, calibration_size=120),
     )
-    Checkpoint(tmp_path / "work", KEY).stage("gate", Gate, lambda: gate)
-    assert Checkpoint(tmp_path / "work", KEY).stage("gate", Gate, Gate) == gate
+    Store(tmp_path / "work", KEY).stage("gate", Gate, lambda: gate)
+    assert Store(tmp_path / "work", KEY).stage("gate", Gate, Gate) == gate
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(OutputError, match="another run"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="name another folder"), alone_in(tmp_path / "file"):
+        pass
+
+
+def test_a_run_under_another_key_keeps_its_lock_on_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    Store(folder, KEY).stage("answers", Answers, lambda: KEPT)
+    (folder / "activations").mkdir()
+    with alone_in(folder):
+        Store(folder, KEY | {"seed": "1"})
+        assert [path.name for path in folder.iterdir()] == ["key"]
+        with pytest.raises(OutputError, match="another run"), alone_in(folder):
+            pass
+
+
+def test_a_folder_that_a_run_removes_while_another_opens_it_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flock = tmp_path / "work", fcntl.flock
+    removed: list[Path] = []
+
+    def removing(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(folder)
+            folder.rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removing)
+    with alone_in(folder, private=True):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        with pytest.raises(OutputError, match="another run"), alone_in(folder):
+            pass
+    assert removed
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_left_empty_goes_if_the_run_made_it(there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    if there:
+        folder.mkdir()
+    with alone_in(folder):
+        assert folder.is_dir()
+    assert folder.exists() == there

@@ -1,21 +1,28 @@
-"""Load a causal language model and its tokenizer, with errors that say what to do."""
+"""Load a causal language model and its tokenizer, with errors that say what to do.
 
-import hashlib
+The one file of guard that needs transformers to run, for commands that have no model yet; whoever serves a model that
+is there already does not import it.
+"""
+
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from guard.errors import NeuronGuardError
+from guard.errors import ModelLoadError
+from guard.load_options import DeviceMap, Precision, WrittenPrecision
 
-DeviceMap = Literal["auto", "balanced", "sequential"]
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class ModelLoadError(NeuronGuardError):
-    """A model, tokenizer or device that cannot be had."""
+CANNOT_LOAD = (
+    OSError,  # no such folder, file or hub name, or no connection
+    ValueError,  # a configuration or tokenizer that transformers does not accept, or an architecture it does not know
+    KeyError,  # an entry that the configuration lacks
+    ImportError,  # a quantisation or a tokenizer whose package is not installed
+    RuntimeError,  # weights of other shapes than the configuration's, or more than the device's memory
+    SafetensorError,  # weights that are cut off or damaged
+)
 
 
 def own_devices() -> list[int]:
@@ -42,9 +49,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ModelLoadError(f"{name!r} is no torch device: use auto, cpu or cuda") from None
+        raise ModelLoadError(f"{name!r} is no torch device: use auto, cpu or cuda.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"{name} was asked for, but torch sees no CUDA device: use --device cpu")
+        raise ModelLoadError(f"{name} was asked for, but torch sees no CUDA device: use --device cpu.")
     return device
 
 
@@ -52,7 +59,7 @@ def load_model(
     name: str,
     *,
     device: str = "auto",
-    dtype: Literal["auto", "checkpoint", "float32", "bfloat16"] = "auto",
+    dtype: Precision | WrittenPrecision = "auto",
     device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model at a path or hub name, in evaluation mode on its device, and its tokenizer.
@@ -67,31 +74,18 @@ def load_model(
     if dtype == "auto" and place.type == "cpu":
         precision = torch.float32
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=precision or "auto", **spread)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=precision or "auto", trust_remote_code=False, **spread)
+        if device_map is None:
+            nn.Module.to(model, place)
+    except CANNOT_LOAD as error:
         first_line = str(error).strip().partition("\n")[0]
         reason = f"cannot load {name!r} as a path or hub name of a causal language model: {first_line}"
         raise ModelLoadError(reason) from error
-    if device_map is None:
-        nn.Module.to(model, place)
-    elif any(parameter.device.type == "meta" for parameter in model.parameters()):
+    if device_map is not None and any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ModelLoadError(
             f"{name!r} does not fit onto the devices that there are, and a calibration reads its weights too often for "
             f"offloaded ones: use more devices, fewer processes or --dtype bfloat16."
         )
     model.train(False)
     return model, tokenizer
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A quick fingerprint of all weights, so that what was kept of one model is never taken up for another: of each
-    parameter the sum of its bits, which any one weight changes, and a sample, which their order changes.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        weights = parameter.detach().contiguous()
-        total = int(weights.view(WHOLE_NUMBERS[weights.element_size()]).sum(dtype=torch.int64))
-        sample = weights.flatten()[:: max(1, weights.numel() // 64)].float().cpu()
-        digest.update(f"{name} {tuple(weights.shape)} {total}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
