@@ -59,6 +59,11 @@ def test_the_readme_has_a_row_for_each_family_and_a_column_for_each_property() -
     assert set(GUARDED) == set(FAMILY_TABLE)
 
 
+def test_the_readme_claims_vllm_for_the_families_whose_entry_says_where_it_keeps_them() -> None:
+    claimed = {family for (family, name), shown in in_readme().items() if name == "vLLM" and shown}
+    assert claimed == {name for name, family in FAMILY_TABLE.items() if family.vllm is not None}
+
+
 @pytest.mark.parametrize(("claimed", "workers"), [(False, "0"), (False, "2"), (True, "2")])
 def test_a_run_fails_where_the_table_says_other_than_its_outcomes(claimed: bool, workers: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"{family_table.BEGIN}\n{family_table.END}", encoding="utf-8")

@@ -15,14 +15,15 @@ class TinyFamily:
     """`names` maps Llama's name of a size to the family's own, `settings` are what else its configuration is given.
 
     `around` is the configuration in which that of the language model is only the `text_config`. `for_vllm` are settings
-    that vLLM's attention on a CPU needs. Norms and biases are moved off the zeros and ones that they begin as, so that
-    forgetting one shows, where they are `stirred`.
+    that vLLM's attention on a CPU needs, `even` those that make all widths even enough to be quantised. Norms and
+    biases are moved off the zeros and ones that they begin as, so that forgetting one shows, where they are `stirred`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
     around: Settings | None = None
     for_vllm: Settings = field(default_factory=dict)
+    even: Settings = field(default_factory=dict)
     stirred: bool = True
 
 
@@ -59,7 +60,16 @@ EYES: Settings = {
     "image_token_index": 60,
 }
 HEAD: Settings = {"head_dim": 8}
+EVEN_HEAD: Settings = {"head_dim": 16}
 WIDE_HEAD: Settings = {"head_dim": 32}
+EVEN_LATENT: Settings = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 64,
+}
 WINDOWED: Settings = {**HEAD, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0, "sliding_window": 8}
 
 
@@ -71,18 +81,19 @@ def partly_rotated(share: float) -> Settings:
 TINY = {
     "llama": TinyFamily(stirred=False),
     "qwen2": TinyFamily(stirred=False),
-    "qwen3": TinyFamily(settings=HEAD, for_vllm=WIDE_HEAD),
+    "qwen3": TinyFamily(settings=HEAD, for_vllm=WIDE_HEAD, even=EVEN_HEAD),
     "smollm3": TinyFamily(settings={"no_rope_layer_interval": 2}),
-    "gemma": TinyFamily(settings=HEAD, for_vllm=WIDE_HEAD),
-    "gemma2": TinyFamily(settings=WINDOWED),
+    "gemma": TinyFamily(settings=HEAD, for_vllm=WIDE_HEAD, even=EVEN_HEAD),
+    "gemma2": TinyFamily(settings=WINDOWED, even=EVEN_HEAD),
     "gemma3_text": TinyFamily(
         settings=WINDOWED,
         for_vllm={**WIDE_HEAD, "query_pre_attn_scalar": 32, "final_logit_softcapping": None},
+        even=EVEN_HEAD,
     ),
-    "gemma3": TinyFamily(settings=WINDOWED, around=EYES),
+    "gemma3": TinyFamily(settings=WINDOWED, around=EYES, even=EVEN_HEAD),
     "cohere": TinyFamily(settings={"logit_scale": 0.25}),
     "granite": TinyFamily(settings={"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
-    "glm4": TinyFamily(settings=HEAD),
+    "glm4": TinyFamily(settings=HEAD, even=EVEN_HEAD),
     "phi3": TinyFamily(settings=partly_rotated(1.0)),
     "phi": TinyFamily(settings=partly_rotated(2 / 3)),
     "gpt2": TinyFamily({"intermediate_size": "n_inner"}),
@@ -94,9 +105,9 @@ TINY = {
         {"intermediate_size": "ffn_hidden_size"},
         settings={"new_decoder_architecture": False, "multi_query": False, "parallel_attn": True, "bias": True},
     ),
-    "deepseek_v2": TinyFamily(settings={**GROUPED, **LATENT, "topk_method": "greedy"}),
-    "deepseek_v3": TinyFamily(settings={**GROUPED, **LATENT}),
-    "glm4_moe": TinyFamily(settings={**GROUPED, **HEAD}),
+    "deepseek_v2": TinyFamily(settings={**GROUPED, **LATENT, "topk_method": "greedy"}, even=EVEN_LATENT),
+    "deepseek_v3": TinyFamily(settings={**GROUPED, **LATENT}, even=EVEN_LATENT),
+    "glm4_moe": TinyFamily(settings={**GROUPED, **HEAD}, even={**EVEN_HEAD, "moe_intermediate_size": 64}),
     "qwen2_moe": TinyFamily(
         settings={
             "num_experts": 4,
@@ -104,7 +115,8 @@ TINY = {
             "moe_intermediate_size": 11,
             "shared_expert_intermediate_size": 41,
             "mlp_only_layers": [0],
-        }
+        },
+        even={"shared_expert_intermediate_size": 64},
     ),
 }
 LIKE_LLAMA = TinyFamily()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from guard.errors import EditNotAppliedError, FoldError, ModelMismatchError
-from guard.families.architectures import architecture_of, text_configuration
+from guard.families.architectures import architecture_of
 from guard.families.table import FAMILIES as FAMILY_TABLE
 from guard.families.table import BiasSwitch
 from guard.fold import check_foldable, fold_edits, folding_of
@@ -105,25 +105,6 @@ def test_an_ablation_to_a_value_is_refused_by_name_where_there_can_be_no_bias(
 )
 def test_variants_of_a_family_fold_too(tiny_model: TinyModel, family: str, off: dict[str, Any]) -> None:
     assert_folds(tiny_model(family, dtype=torch.float64, **off), edits_of("mean"))
-
-
-@pytest.mark.parametrize("family", GUARDED)
-def test_the_table_knows_which_configurations_give_the_down_projection_a_bias(
-    tiny_model: TinyModel, family: str
-) -> None:
-    """Of all entries of the configuration that are named after biases, whichever of them the down projection needs."""
-    entries = [name for name, value in vars(text_configuration(tiny_model(family))).items() if isinstance(value, bool)]
-    switches = [name for name in entries if name == "bias" or name.endswith("_bias")]
-
-    def has_bias(value: bool) -> bool:
-        model = tiny_model(family, **dict.fromkeys(switches, value))
-        architecture = architecture_of(model)
-        downs = [architecture.down_projection(layer) for layer in architecture.decoder_layers(model)]
-        return all(down.bias is not None for down in downs)
-
-    down_bias = FAMILY_TABLE[family].down_bias
-    assert (has_bias(False), has_bias(True)) == (down_bias == "always", down_bias != "never")
-    assert not isinstance(down_bias, BiasSwitch) or down_bias.entry in switches
 
 
 @pytest.mark.parametrize("family", SWITCHES)
