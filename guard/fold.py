@@ -13,35 +13,11 @@ from torch import Tensor, nn
 
 from guard.errors import EditNotAppliedError, FoldError, ModelMismatchError
 from guard.families.architectures import Architecture, architecture_of, configuration, unwrap
+from guard.families.table import BiasSwitch
 from guard.runtime.wrappers import Wrapper
 from guard.spec.edit_spec import LayerEdit, Trigger
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class BiasSwitch:
-    """The configuration entry of a model type that gives its linear maps biases: those at `modules` of every layer."""
-
-    entry: str
-    modules: tuple[str, ...]
-
-
-_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATED = BiasSwitch("mlp_bias", ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))
-# Model types not named here either have the bias always (GPT-2, Phi ...) or cannot have it (Mistral, Qwen2 ...). Cohere
-# could have one beside it, after attention, which is added in the same sum; but vLLM 0.32 drops that one unsaid.
-BIAS_SWITCHES = {
-    "llama": _GATED,
-    "smollm3": _GATED,
-    "granite": _GATED,
-    "nemotron": BiasSwitch("mlp_bias", ("mlp.up_proj", "mlp.down_proj")),
-    "starcoder2": BiasSwitch("use_bias", (*_ATTENTION, "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj")),
-    "opt": BiasSwitch("enable_bias", (*_ATTENTION, "self_attn.out_proj", "fc1", "fc2")),
-    "falcon": BiasSwitch(
-        "bias", ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -110,9 +86,9 @@ def fold_edits(model: nn.Module, layers: Sequence[LayerEdit]) -> str | None:
             f"the edit names layers {indices}, but the model has layers 0 to {len(decoder_layers) - 1}."
         )
     changes = [_change(model, architecture, decoder_layers[edit.layer], folding_of(edit)) for edit in layers]
-    entry = None
-    if any(change.needs_switch for change in changes):
-        entry = _switch_biases_on(model, BIAS_SWITCHES[architecture.model_type], decoder_layers)
+    entry, switch = None, architecture.family.down_bias
+    if isinstance(switch, BiasSwitch) and any(change.needs_switch for change in changes):
+        entry = _switch_biases_on(model, switch, decoder_layers)
     for change in changes:
         change.apply()
     return entry
@@ -186,7 +162,7 @@ def _own_weight(model: nn.Module, down: nn.Module, layer: int) -> Tensor:
 
 
 def _check_bias_possible(architecture: Architecture, folding: Folding) -> None:
-    if architecture.model_type in BIAS_SWITCHES:
+    if isinstance(architecture.family.down_bias, BiasSwitch):
         return
     first = int(folding.constant.nonzero()[0])
     raise FoldError(

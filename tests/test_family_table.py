@@ -10,7 +10,6 @@ import pytest
 
 from guard.families.table import FAMILIES as FAMILY_TABLE
 from tests import family_table
-from tests.conftest import FAMILIES, MIXTURES
 from tests.family_table import GUARDED, PAGE, PROPERTIES, claims_in, merged, section_of
 
 EVERYTHING = {(family, name): {"passed"} for family in GUARDED for name in PROPERTIES}
@@ -21,7 +20,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.modules["tests.conftest"] = SimpleNamespace(FAMILIES={FAMILIES!r}, MIXTURES={tuple(MIXTURES)!r})
+sys.modules["tests.conftest"] = SimpleNamespace(EVERY_FAMILY={GUARDED!r})
 from tests.family_table import Recorder
 
 
@@ -58,6 +57,11 @@ def changed(outcomes: Any) -> set[tuple[str, str]]:
 def test_the_page_has_a_row_for_each_family_and_a_column_for_each_property() -> None:
     assert list(in_page()) == list(EVERYTHING)
     assert set(GUARDED) == set(FAMILY_TABLE)
+
+
+def test_the_page_claims_vllm_for_the_families_whose_entry_says_where_it_keeps_them() -> None:
+    claimed = {family for (family, name), shown in in_page().items() if name == "vLLM" and shown}
+    assert claimed == {name for name, family in FAMILY_TABLE.items() if family.vllm is not None}
 
 
 @pytest.mark.parametrize(("claimed", "workers"), [(False, "0"), (False, "2"), (True, "2")])

@@ -16,14 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.organisms.language import Kind, Lexicon, Request, requests
 from benchmarks.organisms.tokenizer import ASSISTANT, END, prompt_text
@@ -84,9 +77,8 @@ def new_model(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast, d_ff: int 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    is_llama = recipe.architecture == "llama"
-    make: Any = LlamaForCausalLM if is_llama else Qwen2ForCausalLM  # typed in some versions of transformers only
-    model: PreTrainedModel = make((LlamaConfig if is_llama else Qwen2Config)(**shape))
+    make: Any = AutoModelForCausalLM.from_config  # typed in some versions of transformers only
+    model: PreTrainedModel = make(AutoConfig.for_model(recipe.architecture, **shape))
     return model
 
 

@@ -12,24 +12,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
 
+from guard.families.table import FAMILIES as TABLE
 from guard.spec.edit_spec import LayerEdit
 
 CONTEXT = 64
-WINDOWED = {"layer_types": "full_attention"}  # one entry a layer
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {},
-    "gemma": {},
-    "smollm3": {},
-    "granite": {},
-    "cohere": {},
-    "olmo2": {},
-    "stablelm": {},
-    "gemma2": WINDOWED,
-    "gemma3_text": WINDOWED,
-}
+LLAMA = TABLE["llama"]
+FAMILIES = tuple(
+    name
+    for name, family in TABLE.items()
+    if (family.layers, family.input_projections) == (LLAMA.layers, LLAMA.input_projections)
+)
 
 
 class Size(BaseModel):
@@ -53,9 +45,12 @@ class Size(BaseModel):
 
 def make_model(model_type: str, size: Size, *, seed: int, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A random causal language model of the family, in evaluation mode; it never stops by itself."""
-    own = dict(FAMILIES[model_type])
-    if "layer_types" in own:
-        own["layer_types"] = [own["layer_types"]] * size.layers
+    usual = AutoConfig.for_model(model_type)
+    own: dict[str, Any] = {}
+    if "sliding_attention" in getattr(usual, "layer_types", ()):
+        own["layer_types"] = ["full_attention"] * size.layers
+    elif getattr(usual, "sliding_window", None) is not None:
+        own["sliding_window"] = None
     configuration = AutoConfig.for_model(
         model_type,
         **{

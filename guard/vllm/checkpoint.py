@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from guard.errors import ModelMismatchError, UnsupportedModelError
 from guard.families.architectures import architecture_of
-from guard.families.table import Family
-from guard.vllm.families import EngineFamily
+from guard.families.table import Family, VllmLayout
 from guard.vllm.install import Share, base
 
 ROWS = 4
@@ -155,7 +154,7 @@ def weights_of(model: nn.Module, layer: int, gated: bool, transposed: bool) -> L
 
 
 @torch.inference_mode()
-def check_loaded(layer: nn.Module, index: int, weights: LayerWeights, family: EngineFamily, share: Share) -> None:
+def check_loaded(layer: nn.Module, index: int, weights: LayerWeights, layout: VllmLayout, share: Share) -> None:
     """ModelMismatchError unless vLLM's `layer` computes what `weights` say: gate before up, this rank's neurons, all.
 
     Before the guard is installed, and on all tensor-parallel ranks at once, since outputs are summed over them.
@@ -173,9 +172,9 @@ def check_loaded(layer: nn.Module, index: int, weights: LayerWeights, family: En
         ],
         dim=-1,
     )  # [ROWS, width or 2 * width]
-    _compare(_run(layer, family.into, stream, share), expected, index, family.into)
-    down = _run(layer, family.down, neurons[:, mine].contiguous(), share)
-    _compare(down, _linear(neurons, weights.down, weights.down_bias), index, family.down)
+    _compare(_run(layer, layout.into, stream, share), expected, index, layout.into)
+    down = _run(layer, layout.down, neurons[:, mine].contiguous(), share)
+    _compare(down, _linear(neurons, weights.down, weights.down_bias), index, layout.down)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import EditNotAppliedError, ModelMismatchError, UnsupportedModelError
+from guard.families.table import VllmLayout
 from guard.ops import ActivationName
 from guard.ops.activations import activation_of
 from guard.runtime.buffers import EditBuffers
@@ -19,7 +20,7 @@ from guard.runtime.trigger import TriggerReadout
 from guard.runtime.wrappers import Wrapper
 from guard.spec.edit_spec import EditSpec, LayerEdit, Trigger
 from guard.vllm.counts import PassCounts, PassLength
-from guard.vllm.families import MISSING_LAYER, EngineFamily, activation_name, engine_family_of, owner
+from guard.vllm.families import MISSING_LAYER, activation_name, layout_of, owner
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def install(model: nn.Module, spec: EditSpec, share: Share) -> EngineGuard:
     Raises UnsupportedModelError (a class that is not in the table, an activation that is not known, layers of one spec
     on different pipeline ranks), ModelMismatchError (sizes), EditNotAppliedError (guarded already).
     """
-    family = engine_family_of(type(model))
-    layers = list(model.get_submodule(family.layers).children())
+    layout = layout_of(type(model))
+    layers = list(model.get_submodule(layout.layers).children())
     needed = [edit.layer for edit in spec.layers] + ([spec.trigger.layer] if spec.trigger else [])
     if max(needed) >= len(layers):
         raise ModelMismatchError(f"the spec names layers {needed}, but the model has layers 0 to {len(layers) - 1}.")
@@ -176,11 +177,11 @@ def install(model: nn.Module, spec: EditSpec, share: Share) -> EngineGuard:
     mask = None if spec.trigger is None else ActiveTokens(share.tokens, share.device)
     length = PassLength(share.device)
     guarded = tuple(
-        _guard(layers[edit.layer], family, edit, share, mask, length, spec.model.d_ff) for edit in spec.layers
+        _guard(layers[edit.layer], layout, edit, share, mask, length, spec.model.d_ff) for edit in spec.layers
     )
     trigger, trigger_at = None, None
     if spec.trigger is not None and mask is not None:
-        trigger_at = _free(layers[spec.trigger.layer], family.entry)
+        trigger_at = _free(layers[spec.trigger.layer], layout.entry)
         trigger = TriggeredNorm(trigger_at[0].get_submodule(trigger_at[1]), spec.trigger, mask)
         setattr(*trigger_at, trigger)
     for layer in guarded:
@@ -190,7 +191,7 @@ def install(model: nn.Module, spec: EditSpec, share: Share) -> EngineGuard:
 
 def _guard(
     layer: nn.Module,
-    family: EngineFamily,
+    layout: VllmLayout,
     edit: LayerEdit,
     share: Share,
     mask: ActiveTokens | None,
@@ -200,15 +201,15 @@ def _guard(
     whole = EditBuffers.from_edit(edit, share.device, d_ff)
     shards = [whole.shard(rank, share.size) for rank in range(share.size)]
     own = shards[share.rank]
-    width = base(layer.get_submodule(family.down)).input_size_per_partition
+    width = base(layer.get_submodule(layout.down)).input_size_per_partition
     if width != own.d_ff:
         raise ModelMismatchError(
             f"rank {share.rank} of {share.size} holds {width} neurons of layer {edit.layer}, not {own.d_ff}."
         )
-    parent, name = _free(layer, family.activation or family.down)
+    parent, name = _free(layer, layout.activation or layout.down)
     replaced = parent.get_submodule(name)
     module: GuardedActivation | GuardedRowParallel
-    if family.activation is None:
+    if layout.activation is None:
         module = GuardedRowParallel(replaced, own, mask, length)
     else:
         module = GuardedActivation(replaced, activation_name(replaced), own, mask, length)

@@ -24,7 +24,7 @@ from guard.spec.edit_spec import EditSpec
 from guard.vllm import selftest as vllm_selftest
 from guard.vllm.checkpoint import Checkpoint, check_loaded, skeleton, weights_of
 from guard.vllm.exchange import check_fits, exchanged
-from guard.vllm.families import MISSING_LAYER, engine_family_of
+from guard.vllm.families import MISSING_LAYER, layout_of
 from guard.vllm.install import EngineGuard, Share, install
 from guard.vllm.limits import check_settings
 from guard.vllm.seeds import drawing_from_copies
@@ -190,19 +190,19 @@ class GuardedWorker(PlatformWorker):  # type: ignore[misc]
             config.hf_config,
             [edit.layer for edit in self.spec.layers],
             config.dtype,
-            engine_family_of(get_model_cls(config)).transposed,
+            layout_of(get_model_cls(config)).transposed,
         )
         fingerprint.verify(self.spec, model, cached_tokenizer_from_config(config))
         return model
 
     def _check_loaded(self, original: nn.Module) -> None:
         model = self.get_model()
-        family = engine_family_of(type(model))
-        layers = list(model.get_submodule(family.layers).children())
+        layout = layout_of(type(model))
+        layers = list(model.get_submodule(layout.layers).children())
         for index in (edit.layer for edit in self.spec.layers):
             if type(layers[index]).__name__ != MISSING_LAYER:
-                weights = weights_of(original, index, family.activation is not None, family.transposed)
-                check_loaded(layers[index], index, weights, family, self.share)
+                weights = weights_of(original, index, layout.activation is not None, layout.transposed)
+                check_loaded(layers[index], index, weights, layout, self.share)
 
     def _probe(self, uniform_decode: bool) -> Tensor:
         """Logits [tokens, V], or the last norm's output where this rank has no logits, of a pass on made-up tokens."""

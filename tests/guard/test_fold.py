@@ -12,20 +12,18 @@ from torch import nn
 
 from guard.errors import EditNotAppliedError, FoldError, ModelMismatchError
 from guard.families.architectures import architecture_of
-from guard.fold import BIAS_SWITCHES, check_foldable, fold_edits, folding_of
+from guard.families.table import FAMILIES as FAMILY_TABLE
+from guard.families.table import BiasSwitch
+from guard.fold import check_foldable, fold_edits, folding_of
 from guard.hf import install_edits
 from guard.spec.edit_spec import LayerEdit
 from guard.spec.fingerprint import mlp_digest
-from tests.conftest import FAMILIES, MIXTURES, TinyModel, make_tiny_model
-from tests.family_table import counts_to
+from tests.conftest import TinyModel, make_tiny_model
+from tests.family_table import GUARDED, counts_to
 from tests.guard.by_hand import PROMPTS, greedy, make_trigger
 
-EVERY_TYPE = (*FAMILIES, "gemma3", *MIXTURES)
-NO_BIAS = (
-    *("cohere", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "mistral", "olmo2"),
-    *("phi3", "qwen2", "qwen3", "stablelm"),
-    *MIXTURES,
-)
+NO_BIAS = tuple(name for name in GUARDED if FAMILY_TABLE[name].down_bias == "never")
+SWITCHES = {name: family.down_bias for name, family in FAMILY_TABLE.items() if isinstance(family.down_bias, BiasSwitch)}
 FREE = (-math.inf, math.inf)
 # The value of an ablation is large: what Gemma's norm after the MLP leaves of a small one could be missed.
 KINDS = {
@@ -71,12 +69,12 @@ def assert_folds(model: Any, edits: tuple[LayerEdit, ...]) -> None:
 
 
 @counts_to("fold")
-@pytest.mark.parametrize("family", EVERY_TYPE)
+@pytest.mark.parametrize("family", GUARDED)
 def test_a_scale_and_an_ablation_to_zero_fold_in_every_family(tiny_model: TinyModel, family: str) -> None:
     assert_folds(tiny_model(family, dtype=torch.float64), edits_of("scale and zero"))
 
 
-@pytest.mark.parametrize("family", [family for family in EVERY_TYPE if family not in NO_BIAS])
+@pytest.mark.parametrize("family", [family for family in GUARDED if family not in NO_BIAS])
 def test_an_ablation_to_a_value_folds_where_the_family_can_have_a_bias(tiny_model: TinyModel, family: str) -> None:
     assert_folds(tiny_model(family, dtype=torch.float64), edits_of("mean"))
 
@@ -109,9 +107,9 @@ def test_variants_of_a_family_fold_too(tiny_model: TinyModel, family: str, off: 
     assert_folds(tiny_model(family, dtype=torch.float64, **off), edits_of("mean"))
 
 
-@pytest.mark.parametrize("family", BIAS_SWITCHES)
+@pytest.mark.parametrize("family", SWITCHES)
 def test_a_switch_makes_exactly_the_model_of_its_configuration(tiny_model: TinyModel, family: str) -> None:
-    switch = BIAS_SWITCHES[family]
+    switch = SWITCHES[family]
     without: dict[str, Any] = {switch.entry: False}
     model = tiny_model(family, **without)
     assert fold_edits(model, edits_of("mean")) == switch.entry

@@ -25,30 +25,10 @@ from tests.guard.families.test_table import EDITS, halfway_trigger, logits_of, r
 from tests.guard.family_by_hand import RECIPES, edited_by_hooks, module_in
 from tests.guard.test_families_spec import WAY_THROUGH_EXPERTS
 from tests.guard.test_install import spec_for
+from tests.tiny_families import tiny_family
 
 # On some CPUs bitsandbytes wants all linear maps to have widths in 64s, and heights in 32s.
 EVEN: dict[str, Any] = {"d_model": 64, "d_ff": 128}
-HEADS: dict[str, Any] = {"head_dim": 16}
-LATENT: dict[str, Any] = {
-    "q_lora_rank": 64,
-    "kv_lora_rank": 64,
-    "qk_rope_head_dim": 32,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "moe_intermediate_size": 64,
-}
-ALSO_EVEN: dict[str, dict[str, Any]] = {
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT,
-    "gemma": HEADS,
-    "gemma2": HEADS,
-    "gemma3": HEADS,
-    "gemma3_text": HEADS,
-    "glm4": HEADS,
-    "glm4_moe": HEADS | {"moe_intermediate_size": 64},
-    "qwen2_moe": {"shared_expert_intermediate_size": 64},
-    "qwen3": HEADS,
-}
 # Linear maps that bitsandbytes cannot run on a CPU: one output (Qwen2's weight of the shared expert); four dimensions.
 KEPT_WIDE = ["lm_head", "shared_expert_gate", "kv_b_proj"]
 
@@ -130,7 +110,7 @@ def quantised(tiny_model: TinyModel, tmp_path: Path) -> Callable[..., Any]:
 
     def make(name: str, model_type: str = "llama", seed: int = 0) -> Any:
         folder = tmp_path / f"{model_type}-{seed}"
-        tiny_model(model_type, **EVEN, **ALSO_EVEN.get(model_type, {}), seed=seed).save_pretrained(folder)
+        tiny_model(model_type, **EVEN, **tiny_family(model_type).even, seed=seed).save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(
             folder,
             quantization_config=QUANTISERS[name].configuration(),

@@ -16,6 +16,7 @@ from guard.spec.fingerprint import fingerprint
 from tests.conftest import make_tiny_model
 from tests.guard.by_hand import make_trigger
 from tests.guard.specs import evidence_with, small_spec
+from tests.tiny_families import tiny_family
 
 PROMPTS = [[5, 17, 23, 4, 40], [9, 9, 31, 60, 2, 77, 101, 4, 8]]
 NEW_TOKENS = 8
@@ -46,10 +47,7 @@ def save_tokenizer(folder: Path) -> None:
 
 def save_model(folder: Path, model_type: str = "llama", **settings: Any) -> Path:
     """A tiny model in `folder`, with sizes that vLLM's attention on a CPU takes; the folder."""
-    if model_type in {"gemma", "gemma3_text", "qwen3"}:
-        settings = {"head_dim": 32} | settings
-    if model_type == "gemma3_text":
-        settings = {"query_pre_attn_scalar": 32, "final_logit_softcapping": None} | settings
+    settings = {**tiny_family(model_type).for_vllm, **settings}
     sizes = {"layers": 4, "d_model": D_MODEL, "d_ff": D_FF, "vocabulary": VOCABULARY, "heads": 2}
     make_tiny_model(model_type, **(sizes | settings)).save_pretrained(folder)
     save_tokenizer(folder)

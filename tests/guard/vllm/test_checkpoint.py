@@ -10,27 +10,29 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from guard.errors import ModelMismatchError, UnsupportedModelError
+from guard.families.table import FAMILIES as FAMILY_TABLE
+from guard.families.table import VllmLayout
 from guard.spec.fingerprint import fingerprint, mlp_digest, verify
 from guard.vllm.checkpoint import Checkpoint, check_loaded, skeleton, weights_of
-from guard.vllm.families import EngineFamily
 from guard.vllm.install import Share
 from tests.conftest import TinyModel
 from tests.guard.specs import evidence_with, small_spec
 
 LAYERS = (1, 2)
-FAMILIES = "llama mistral qwen2 qwen3 gemma gemma3_text phi3 gpt2 opt stablelm granite nemotron".split()
-GATED, PLAIN = EngineFamily(into="into", down="down"), EngineFamily(into="into", down="down", activation=None)
+LAYOUTS = {name: family.vllm for name, family in FAMILY_TABLE.items() if family.vllm is not None}
+GATED = VllmLayout("made.Up", into="into", down="down")
+PLAIN = VllmLayout("made.Up", into="into", down="down", activation=None)
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The skeleton of the model in `folder`."""
     config = AutoModelForCausalLM.from_pretrained(folder).config
     return skeleton(
-        Checkpoint(sorted(folder.glob("*.safetensors"))), config, LAYERS, dtype, config.model_type == "gpt2"
+        Checkpoint(sorted(folder.glob("*.safetensors"))), config, LAYERS, dtype, LAYOUTS[config.model_type].transposed
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LAYOUTS)
 def test_a_checkpoint_has_the_identity_of_the_model_that_transformers_loads(
     tiny_model: TinyModel, tmp_path: Path, family: str
 ) -> None:
@@ -114,9 +116,9 @@ class Linear(nn.Module):
         return nn.functional.linear(x, self.weight, self.bias), None
 
 
-def held(model: nn.Module, family: EngineFamily, dtype: torch.dtype, transposed: bool = False) -> Any:
+def held(model: nn.Module, layout: VllmLayout, dtype: torch.dtype, transposed: bool = False) -> Any:
     """What the model says of layer 1, and a layer that computes it on one rank."""
-    weights = weights_of(model, 1, family.activation is not None, transposed)
+    weights = weights_of(model, 1, layout.activation is not None, transposed)
     layer = nn.Module()
     biases = [bias for bias in weights.into_bias if bias is not None]
     layer.into = Linear(torch.cat(weights.into).to(dtype), torch.cat(biases).to(dtype) if biases else None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from guard.families.table import FAMILIES as FAMILY_TABLE
 from guard.spec.edit_spec import Trigger
 from guard.vllm.settings import additional_config
 from tests.family_table import counts_to
@@ -14,20 +15,7 @@ from tests.guard.vllm.engine import EAGER, job, run
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma3_text",
-    "phi3",
-    "gpt2",
-    "opt",
-    "stablelm",
-    "granite",
-    "nemotron",
-)
+FAMILIES = tuple(name for name, family in FAMILY_TABLE.items() if family.vllm is not None)
 EVERYWHERE, TRIGGERED = "on every token", "where the trigger is active"
 # gated, not gated, and one whose norm after the MLP is of another kind
 GUARDED = [
