@@ -163,8 +163,8 @@ def calibrate(
     analyses: Annotated[
         str,
         typer.Option(
-            help="Analyses of the gate for the report: all, none, or names with commas between, of controls, "
-            "concentration, specificity, harm_signal, token_effects, shards."
+            help="Analyses of the gate for the report: all, none, or names with commas between. Any other name is "
+            "answered with the list of them."
         ),
     ] = "all",
     show_text: Annotated[
