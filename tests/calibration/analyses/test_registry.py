@@ -1,16 +1,47 @@
 """The analyses as they are found in their folder, chosen by name, and read back from a spec."""
 
 import importlib
-import json
+from pathlib import Path
 
 import pytest
 
-from calibration.analyses.analysis import UnreadableNumbersError
+import calibration.analyses
+from calibration.analyses import registry
+from calibration.analyses.analysis import Analysis, Numbers, Section, UnreadableNumbersError
 from calibration.analyses.registry import ANALYSES, NAMES, UnknownAnalysisError, chosen, makers, sections
-from calibration.analyses.shards import Shards
+from calibration.analyses.subject import Subject
+from calibration.search.findings import Advance
 from guard.spec.edit_spec import Analyses
+from guard.spec.measures import Count, Estimate
 
-NOTHING = Shards(count=1, silhouette=0.5, p_value=1.0, clusters=(), transfers=())
+HALF = Estimate(value=0.5, low=1e-9, high=1.0, n=3)
+
+
+class Found(Numbers):
+    """Numbers of an analysis that there is in these tests alone."""
+
+    count: Count
+    half: Estimate
+    parts: tuple[Estimate, ...] = ()
+
+
+def measure(_: Subject, __: Advance) -> Found:
+    return Found(count=2, half=HALF, parts=(HALF,))
+
+
+def describe(found: Found) -> Section:
+    return Section("Found", (f"{found.count} of them.",))
+
+
+FOUND = Analysis(
+    order=1, name="found", title="Found", kind=Found, claims=(), measure=measure, describe=describe
+)  # fmt: skip
+NUMBERS = Found(count=2, half=HALF, parts=(HALF,))
+
+
+def kept(**changes: object) -> Analyses:
+    """A spec's analyses with the numbers of `FOUND`, some of them changed."""
+    return Analyses(claims=(), numbers={"found": NUMBERS.model_dump(mode="json") | changes})
 
 
 def test_an_unknown_analysis_is_answered_with_the_name_of_every_one() -> None:
@@ -20,33 +51,38 @@ def test_an_unknown_analysis_is_answered_with_the_name_of_every_one() -> None:
     assert told == ["all", "none", *NAMES]
 
 
-def test_the_analyses_are_found_in_the_order_of_the_report() -> None:
-    assert NAMES == ("controls", "concentration", "specificity", "harm_signal", "token_effects", "shards")
-
-
-def test_every_analysis_is_named_as_its_file() -> None:
+def test_every_file_that_defines_an_analysis_is_found_and_named_as_its_file() -> None:
+    files = Path(calibration.analyses.__path__[0]).glob("*.py")
+    defining = {path.stem for path in files if "\nANALYSIS = " in path.read_text("utf-8")}
+    assert len(defining) == len(NAMES)
     for analysis in ANALYSES:
         assert importlib.import_module(f"calibration.analyses.{analysis.name}").ANALYSIS is analysis
 
 
-def test_a_claim_is_asked_of_the_analysis_that_makes_it() -> None:
-    assert makers(["mlp", "one_gate"]) == ("controls", "shards")
+def test_no_two_analyses_have_the_same_place_in_the_report() -> None:
+    orders = [analysis.order for analysis in ANALYSES]
+    assert orders == sorted(set(orders))
 
 
-def test_the_report_has_a_section_for_the_numbers_that_a_spec_has_and_for_no_others() -> None:
-    kept = Analyses(claims=(), numbers={"shards": NOTHING.model_dump(mode="json"), "of another version": [1]})
-    assert list(sections(kept)) == ["shards"]
+def test_each_claim_is_asked_of_the_one_analysis_that_makes_it() -> None:
+    for analysis in ANALYSES:
+        assert all(makers([claim]) == (analysis.name,) for claim in analysis.claims)
+
+
+def test_the_report_has_a_section_for_the_analyses_that_were_made_and_for_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "ANALYSES", (FOUND,))
+    assert sections(kept()) == {"found": describe(NUMBERS)}
+    assert sections(Analyses(claims=(), numbers={"of another version": [1]})) == {}
     assert sections(None) == {}
 
 
-def test_numbers_are_read_back_as_they_were_measured() -> None:
-    kept = Analyses(claims=(), numbers={"shards": NOTHING.model_dump(mode="json")})
-    (shards,) = (analysis for analysis in ANALYSES if analysis.name == "shards")
-    assert shards.read(Analyses.model_validate_json(kept.model_dump_json())) == NOTHING
+def test_numbers_are_read_back_from_a_spec_as_they_were_measured() -> None:
+    assert FOUND.read(Analyses.model_validate_json(kept().model_dump_json())) == NUMBERS
 
 
-@pytest.mark.parametrize("change", [{"count": -1}, {"count": "1"}, {"unknown": 1}, {"p_value": 2}])
+@pytest.mark.parametrize("change", [{"count": -1}, {"count": "1"}, {"unknown": 1}, {"half": 0.5}])
 def test_numbers_that_are_not_the_analysis_own_are_refused(change: dict[str, object]) -> None:
-    numbers = json.loads(NOTHING.model_dump_json()) | change
-    with pytest.raises(UnreadableNumbersError, match=f"shards.* at {next(iter(change))}: calibrate again"):
-        sections(Analyses(claims=(), numbers={"shards": numbers}))
+    with pytest.raises(UnreadableNumbersError, match=f"analysis found .* at {next(iter(change))}: calibrate again"):
+        FOUND.read(kept(**change))

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue, ValidationError
 
@@ -26,6 +26,7 @@ def spec_with(numbers: dict[str, JsonValue]) -> EditSpec:
     return small_spec(evidence=evidence_with(analyses=Analyses(claims=(CLAIM,), numbers=numbers)))
 
 
+@settings(max_examples=40)
 @given(numbers=st.dictionaries(st.text(max_size=8), values, max_size=3))
 def test_a_spec_with_any_numbers_is_read_back_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, numbers: dict[str, JsonValue]
