@@ -143,8 +143,8 @@ def calibrate(
     analyses: Annotated[
         str,
         typer.Option(
-            help="Analyses of the gate for the report: all, none, or names separated by commas: controls, "
-            "concentration, specificity, harm_signal, token_effects, shards."
+            help="Analyses of the gate for the report: all, none, or names separated by commas. An unknown name is "
+            "answered with the list."
         ),
     ] = "all",
     show_text: Annotated[

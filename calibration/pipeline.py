@@ -127,7 +127,7 @@ def build_spec(subject: Subject, analyses: Analyses, options: CalibrationOptions
             trials=gate.searched.trials if gate.searched else (),
             held_out=examined.held_out,
             verdict=examined.verdict,
-            analyses=analyses if analyses.model_fields_set else None,
+            analyses=analyses if analyses.numbers else None,
         ),
     )
 

@@ -12,18 +12,10 @@ from rich.table import Table
 
 from benchmarks.localisation.subject import Subject
 from benchmarks.organisms.catalogue import ClaimName
-from calibration.analyses.registry import NAMES, analyse
+from calibration.analyses.registry import analyse, makers
 from calibration.search.findings import Findings, Settings
 from guard.spec.claim import Said
 
-MADE_BY: dict[ClaimName, str] = {
-    "late": "controls",
-    "mlp": "controls",
-    "sparse": "concentration",
-    "specific": "specificity",
-    "one_gate": "shards",
-    "early_signal": "harm_signal",
-}
 HEADINGS: dict[ClaimName, str] = {
     "late": "late, not early",
     "mlp": "MLP, not attention",
@@ -54,8 +46,7 @@ def claim_rows(
     subject: Subject, findings: Findings, settings: Settings, claims: Sequence[ClaimName] = get_args(ClaimName)
 ) -> list[ClaimRow]:
     """What the analyses say of `claims` on what was found, beside the truth."""
-    wanted = {MADE_BY[name] for name in claims} & set(NAMES)
-    made = analyse(subject.analysed(findings, settings), wanted)
+    made = analyse(subject.analysed(findings, settings), makers(claims))
     said = {claim.name: claim.said for claim in made.claims}
     organism = subject.organism
     return [

@@ -27,21 +27,91 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from calibration.analyses.analysis import Analysis, Numbers, Section
 from calibration.analyses.neuron_sets import NeuronSets, Order
 from calibration.analyses.subject import Subject
 from calibration.analyses.units import first_of
 from calibration.effects.means import estimate_of_means, ratio
 from calibration.effects.outcome import outcome
 from calibration.effects.statistics import Floats, bootstrap_estimate, bootstrap_estimates
+from calibration.report.display import estimate, listed, number, percent, plural
+from calibration.report.plot_parts import Json, Plot, axis, dashed, layout, points, whiskers
 from calibration.runs.resume import record
 from calibration.search.findings import Advance
 from calibration.search.selection import Member
-from guard.analyses import Claim, Ground
-from guard.analyses.concentration import Circuit, Concentration, JointEffect, Needed, Overlap
-from guard.spec.claim import claim
-from guard.spec.measures import Estimate
+from guard.spec.claim import Claim, Ground, claim
+from guard.spec.measures import Count, Estimate, Frozen, Growing, Share
+
+
+class JointEffect(Frozen):
+    """Joint effects of sets of one size: the best, one drawn at random, and all late neurons but the best."""
+
+    size: Count
+    best: Estimate
+    random: Estimate
+    complement: Estimate
+
+
+class Needed(Frozen):
+    """How many of the best neurons carry a share of the joint effect."""
+
+    share: Share
+    neurons: Count
+
+
+class Overlap(Frozen):
+    """The `size` best neurons moved together, against the sums of their single effects.
+
+    Together more than the sum first in (alone): they stand in for each other (redundancy). Together more than the sum
+    last in (on top of all the others): what one has left to take falls with every other that is moved already.
+    """
+
+    size: Count
+    together: Estimate
+    first_in: Estimate
+    last_in: Estimate
+
+
+class Circuit(Frozen):
+    """The gate as a circuit within the carriers, on held-out requests, as shares of the carriers' joint effect.
+
+    `faithfulness`: what comes back when the gate alone is left as it is. `without`: what is left when the gate alone is
+    moved, so that a complete gate leaves next to nothing.
+    """
+
+    faithfulness: Estimate
+    without: Estimate
+
+
+class Concentration(Numbers, Growing):
+    """How the effect of the late neurons is spread over them.
+
+    `carriers` is the size of the best set that takes most, `joint` its effect, `everything` that of all late neurons.
+    `participation` is the participation ratio of the exact effects of the `screened` neurons, each the mean of first in
+    and last in: how many neurons of equal effect would be as concentrated. `sparse` are the claim's
+    grounds. `circuit` is None without a gate, `needed` empty where there is no joint effect to carry.
+    """
+
+    late_neurons: Count
+    carriers: Count
+    screened: Count
+    joint: Estimate
+    everything: Estimate
+    curve: tuple[JointEffect, ...]
+    needed: tuple[Needed, ...]
+    participation: Estimate
+    overlap: Overlap
+    sparse: tuple[Ground, ...] = Field(min_length=1)
+    circuit: Circuit | None = None
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """That few neurons carry it."""
+        return (claim("sparse", STATEMENT, self.sparse),)
+
 
 REQUESTS = 64
 SCREENED = 96
@@ -83,7 +153,7 @@ def measure(subject: Subject, advance: Advance) -> Concentration:
         participation=estimate_of_means(((first_in + last_in) / 2).numpy(), participation_ratio, seed=seed),
         overlap=_overlap(sets, core, first_in[:, : len(core)], last_in[:, : len(core)], seed),
         circuit=_circuit(subject, sets, best.overall[:carriers], seed) if subject.gate.members else None,
-        claims=(_sparse(sets, [order.apart for order in orders], carriers, seed),),
+        sparse=_sparse(sets, [order.apart for order in orders], carriers, seed),
     )
 
 
@@ -179,17 +249,16 @@ def gate_weights(members: Sequence[Member], layers: Sequence[int], widths: Seque
     return weights
 
 
-def _sparse(sets: NeuronSets, orders: Sequence[Tensor], carriers: int, seed: int) -> Claim:
-    """The claim, on requests that did not choose: its interval is the widest over several halvings of the requests."""
+def _sparse(sets: NeuronSets, orders: Sequence[Tensor], carriers: int, seed: int) -> tuple[Ground, ...]:
+    """The claim's grounds, on requests that did not choose: intervals are the widest over several halvings of them."""
     size = _tenth(sets.count)
     joint = [sets.effect(first_of(order, carriers)) for order in orders]
     beyond = [sets.effect(first_of(order, size)) - CARRIED * of for order, of in zip(orders, joint, strict=True)]
-    grounds = (
+    return (
         Ground(name="joint effect of the neurons that carry it, nats", estimate=_widest(joint, seed)),
         Ground(name=f"the best {size} less nine tenths of the {carriers} that carry it, nats",
                estimate=_widest(beyond, seed)),
     )  # fmt: skip
-    return claim("sparse", STATEMENT, grounds)
 
 
 def _widest(columns: Sequence[Tensor], seed: int) -> Estimate:
@@ -201,3 +270,101 @@ def _widest(columns: Sequence[Tensor], seed: int) -> Estimate:
         high=max(estimate.high for estimate in each),
         n=each[0].n,
     )
+
+
+LINES = {
+    "best": ("best set", "$one", "circle"),
+    "random": ("random set", "$quiet", "x"),
+    "complement": ("all but the best", "$two", "square"),
+}
+SMALL = 0.1  # of the joint effect: less is called no difference
+
+
+def describe(found: Concentration) -> Section:
+    """The section of the report: how many neurons carry it, how they overlap, the gate as a circuit, the curve."""
+    (sparse,) = found.claims
+    carried = "" if not found.needed else (
+        " "
+        + listed([f"{percent(need.share)} by {plural(need.neurons, 'neuron')}" for need in found.needed])
+        + f" of {found.late_neurons:,}; "
+        f"the participation ratio of the {found.screened} strongest is {estimate(found.participation)}."
+    )  # fmt: skip
+    told = {
+        "yes": "Few neurons carry the effect.",
+        "no": "The effect is spread: no tenth of the late neurons that was found carries nine tenths of it.",
+        "undecided": "Whether few neurons carry the effect is undecided.",
+    }[sparse.said]
+    paragraphs = [
+        "Late neurons are moved to their mean on reference requests, as sets. The sets are chosen on one half of the "
+        f"requests and measured on the other. {told} The best set adds {estimate(found.joint)} "
+        "nats to a refusal, all late "
+        f"neurons {estimate(found.everything)}." + (" Carried:" + carried if carried else ""),
+        _overlap_in_words(found.overlap),
+    ]
+    if found.circuit is not None:
+        paragraphs.append(_circuit_in_words(found.circuit))
+    return Section("Concentration: few neurons or many", tuple(paragraphs), (_curve_plot(found),))
+
+
+def _overlap_in_words(overlap: Overlap) -> str:
+    together, first, last = overlap.together.value, overlap.first_in.value, overlap.last_in.value
+    if together > first + SMALL * abs(together):
+        meaning = "They stand in for each other, so that one by one they seem weaker than they are."
+    elif together < first - SMALL * abs(together):
+        meaning = "Together they take less than one by one: each alone does part of what the others do."
+    else:
+        meaning = "Their effects add up."
+    return (
+        f"The best {plural(overlap.size, 'neuron')} together take {estimate(overlap.together)} nats from Y; one by "
+        "one, "
+        f"alone, they sum to {number(first)}, and each on top of all the others to {number(last)}. {meaning}"
+    )
+
+
+def _circuit_in_words(circuit: Circuit) -> str:
+    return (
+        "As a circuit, on held-out requests: with all neurons that carry the effect moved but the gate, "
+        f"{estimate(circuit.faithfulness)} of it comes back (faithfulness; 1 is all); with the gate alone moved, "
+        f"{estimate(circuit.without)} of it is left (completeness; 0 is nothing left)."
+    )
+
+
+def _curve_plot(found: Concentration) -> Plot:
+    """Joint effect against the size of the set: the best, a random one, all but the best."""
+    sizes = [point.size for point in found.curve]
+    traces: list[Json] = []
+    for field, (name, colour, symbol) in LINES.items():
+        values = [getattr(point, field) for point in found.curve]
+        traces.append(
+            points(name, sizes, [value.value for value in values], colour, symbol, mode="lines+markers",
+                   error_y=whiskers(values, colour), text=[estimate(value) for value in values],
+                   hovertemplate="%{x} neurons: %{text} nats<extra>" + name + "</extra>")
+        )  # fmt: skip
+    joint = found.joint.value
+    traces.append(dashed([sizes[0], sizes[-1]], [0.9 * joint, 0.9 * joint], "nine tenths"))
+    ticks = [size for place, size in enumerate(sizes) if place % max(1, len(sizes) // 6) == 0]
+    x_axis = axis("neurons in the set", type="log", zeroline=False, tickvals=ticks, ticktext=[str(t) for t in ticks])
+    best = max(found.curve, key=lambda point: point.best.value)
+    label = (
+        f"Joint controlled effect by size of the set, in nats: the best take up to {number(best.best.value)} with "
+        f"{plural(best.size, 'neuron')} of {found.late_neurons:,}; random ones {number(best.random.value)}."
+    )
+    rows = tuple(
+        (str(point.size), estimate(point.best), estimate(point.random), estimate(point.complement))
+        for point in found.curve
+    )
+    columns = ("neurons", "best, nats", "random, nats", "all but the best, nats")
+    shape = layout(360, x_axis, axis("gain of the refusal, nats", zerolinewidth=1.5))
+    return Plot("concentration", label, traces, shape, columns, rows)
+
+
+ANALYSIS = Analysis(
+    order=20,
+    name="concentration",
+    title="Concentration",
+    kind=Concentration,
+    claims=("sparse",),
+    measure=measure,
+    describe=describe,
+    total=total,
+)

@@ -1,85 +1,33 @@
-"""The analyses there are, in the order in which the report has them, and how they are made.
+"""The analyses there are, found in this folder, and how they are made.
 
-To add one: its model as a field of `guard.analyses.Analyses`, its file beside this one, its line in ANALYSES.
+Every file of the folder that defines `ANALYSIS` is one. There is no list of them.
 """
 
-from collections.abc import Collection
+import pkgutil
+from collections.abc import Callable, Collection
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from calibration.analyses import (
-    concentration,
-    concentration_section,
-    controls,
-    controls_section,
-    harm_signal,
-    harm_signal_section,
-    shards,
-    shards_section,
-    specificity,
-    specificity_section,
-    token_effects,
-    token_effects_section,
-)
-from calibration.analyses.analysis import Analysis, Section
+from calibration.analyses.analysis import Analysis, Numbers, Section
 from calibration.analyses.subject import Subject
 from calibration.runs.store import Keep, compute_anew
 from calibration.search.findings import StageBars, silent
-from guard.analyses import Analyses, Concentration, Controls, HarmSignal, Shards, Specificity, TokenEffects
 from guard.errors import NeuronGuardError
+from guard.spec.claim import Claim
+from guard.spec.evidence import Analyses
 
-ANALYSES: tuple[Analysis[Any], ...] = (
-    Analysis(
-        "controls",
-        "Controls for position and size",
-        Controls,
-        controls.measure,
-        controls_section.describe,
-        controls.total,
-    ),
-    Analysis(
-        "concentration",
-        "Concentration",
-        Concentration,
-        concentration.measure,
-        concentration_section.describe,
-        concentration.total,
-    ),
-    Analysis(
-        "specificity",
-        "Specificity to harm",
-        Specificity,
-        specificity.measure,
-        specificity_section.describe,
-        specificity.total,
-        needs_gate=True,
-    ),
-    Analysis(
-        "harm_signal",
-        "Early harm signal and its path",
-        HarmSignal,
-        harm_signal.measure,
-        harm_signal_section.describe,
-        harm_signal.total,
-        needs_gate=True,
-    ),
-    Analysis(
-        "token_effects",
-        "Token level",
-        TokenEffects,
-        token_effects.measure,
-        token_effects_section.describe,
-        token_effects.total,
-    ),
-    Analysis(
-        "shards",
-        "Shards",
-        Shards,
-        shards.measure,
-        shards_section.describe,
-        lambda _: shards.STEPS,
-        needs_gate=True,
-    ),
-)
+
+def _found() -> tuple[Analysis[Any], ...]:
+    """The analyses in this folder, in the order in which the report has them."""
+    package = __name__.rpartition(".")[0]
+    names = [f"{package}.{module.name}" for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    modules = [import_module(name) for name in names if name != __name__]
+    found = [module.ANALYSIS for module in modules if hasattr(module, "ANALYSIS")]
+    return tuple(sorted(found, key=lambda analysis: (analysis.order, analysis.name)))
+
+
+ANALYSES = _found()
 NAMES = tuple(analysis.name for analysis in ANALYSES)
 
 
@@ -100,6 +48,11 @@ def chosen(text: str) -> tuple[str, ...]:
     return names
 
 
+def makers(claims: Collection[str]) -> tuple[str, ...]:
+    """The analyses that can make any of `claims`."""
+    return tuple(analysis.name for analysis in ANALYSES if set(analysis.claims) & set(claims))
+
+
 def analyse(
     subject: Subject,
     names: Collection[str] = NAMES,
@@ -108,24 +61,35 @@ def analyse(
     progress: StageBars = silent,
 ) -> Analyses:
     """Make the analyses of `names`, in the report's order."""
-    made: dict[str, Any] = {}
+    claims: list[Claim] = []
+    numbers: dict[str, Any] = {}
     for analysis in ANALYSES:
         if analysis.name not in names or (analysis.needs_gate and not subject.gate.members):
             continue
-
-        def measured(analysis: Analysis[Any] = analysis) -> Any:
-            with progress(analysis.title.lower(), analysis.total(subject)) as advance:
-                return analysis.measure(subject, advance)
-
-        made[analysis.name] = keep(f"analysis-{analysis.name}", analysis.kind, measured)
-    return Analyses(**made)
+        made = keep(f"analysis-{analysis.name}", analysis.kind, _measuring(analysis, subject, progress))
+        claims += made.claims
+        numbers[analysis.name] = made.model_dump(mode="json")
+    return Analyses(claims=tuple(claims), numbers=numbers)
 
 
-def sections(analyses: Analyses | None) -> dict[str, tuple[Section, Any]]:
-    """The report's sections of the analyses that were made, by name, each with what was measured."""
-    found = {}
-    for analysis in ANALYSES if analyses is not None else ():
-        measured = getattr(analyses, analysis.name)
+def _measuring(analysis: Analysis[Any], subject: Subject, progress: StageBars) -> Callable[[], Numbers]:
+    def measured() -> Numbers:
+        with progress(analysis.title.lower(), analysis.total(subject)) as advance:
+            made: Numbers = analysis.measure(subject, advance)
+            return made
+
+    return measured
+
+
+def sections(analyses: Analyses | None) -> dict[str, Section]:
+    """The report's sections of the analyses that were made, by name; UnreadableNumbersError where one's numbers are not
+    its own. Numbers of an analysis that this version does not have are shown nowhere, their claims are.
+    """
+    found: dict[str, Section] = {}
+    if analyses is None:
+        return found
+    for analysis in ANALYSES:
+        measured = analysis.read(analyses)
         if measured is not None:
-            found[analysis.name] = (analysis.describe(measured), measured)
+            found[analysis.name] = analysis.describe(measured)
     return found

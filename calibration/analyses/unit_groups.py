@@ -8,6 +8,7 @@ wherever an edit makes the model lose what was asked for, and so speaks for earl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from calibration.analyses.units import (
 from calibration.effects.outcome import continuation_log_probability
 from calibration.prompts.sequences import Batch
 from calibration.runs.resume import LateRun
-from guard.analyses.controls import UnitGroup
 
+UnitGroup = Literal["early", "late", "attention", "MLP"]
 ROUNDS = (0.25, 0.5, 1.0)  # of the set's size: later units are chosen given the earlier ones
 STEPS, STRIDE = 8, 4.0  # towards another impact, by bisection once it is bracketed
 
@@ -44,7 +45,9 @@ class Group:
     """The best `size` units of some places on each request, chosen without it, and what moving them does.
 
     `runs` enter the group's first layer; `chosen` are weights [B, units] by place for each run. Measurements are
-    [requests] float64: effects in nats, `norm` and `impact` as in `guard.analyses.controls`.
+    [requests] float64: effects in nats, `norm` the L2 norm of what is written into the
+    residual stream, `impact` that of the change of all log-probabilities, summed over a request's two rows and averaged
+    over the tokens read out.
     """
 
     name: UnitGroup

@@ -23,7 +23,7 @@ from calibration.effects.outcome import full_sequence_kl, readout_logits
 from calibration.effects.statistics import bootstrap_estimate, rate_drop_p_value, wilson_estimate
 from calibration.evidence.benign_outcomes import Outcomes
 from calibration.evidence.benign_rates import benign_rates
-from calibration.evidence.specificity import LIMIT, deployed_effects, failing
+from calibration.evidence.specificity import LIMIT, KindEffect, deployed_effects, failing
 from calibration.judging.behaviour import (
     EXCESS_NATS,
     Behaviour,
@@ -36,7 +36,6 @@ from calibration.judging.behaviour import (
 from calibration.prompts.sequences import Batch
 from calibration.search.bounds import Budget
 from calibration.search.selection import Member
-from guard.analyses.specificity import KindEffect
 from guard.errors import NeuronGuardError
 from guard.hf import install_edits
 from guard.spec.edit_spec import Estimate, HeldOut, LayerEdit, OffOn, Trigger, Verdict

@@ -83,7 +83,7 @@ def render_report(spec: EditSpec, examples: Sequence[AnswerPair], *, model_name:
     """The report as HTML text; arguments as for `write_report`."""
     analysed = sections(spec.evidence.analyses)
     plots, held_out = draw(spec), spec.evidence.held_out
-    drawn = plots | {plot.name: plot for section, _ in analysed.values() for plot in section.plots}
+    drawn = plots | {plot.name: plot for section in analysed.values() for plot in section.plots}
     return template("report.html.jinja").render(
         spec=spec,
         evidence=spec.evidence,

@@ -11,11 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from calibration.evidence.specificity import KeptOutcomes, failing
+from calibration.evidence.specificity import KeptOutcomes, KindEffect, failing
 from calibration.search.bounds import Activations, Budget, Searched, build_edits
 from calibration.search.gate import Gate, Late
 from calibration.search.selection import Member
-from guard.analyses.specificity import KindEffect
 
 GIVEN_UP = 0.1  # of the objective, for a gate that is specific
 

@@ -11,10 +11,11 @@ from typing import Literal, Self
 from pydantic import model_validator
 from torch import Tensor
 
-from guard.analyses import Analyses, Claim
 from guard.spec import header, store
+from guard.spec.claim import Claim
 from guard.spec.edit import LayerEdit, ModelIdentity, Provenance, Trigger
 from guard.spec.evidence import (
+    Analyses,
     BenignRates,
     Evidence,
     HeldOut,

@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from guard.analyses import Analyses
-from guard.spec.measures import Count, Estimate, Finite, Frozen, Growing, OffOn, Share
+from guard.spec.claim import Claim
+from guard.spec.measures import Count, Estimate, Finite, Frozen, Growing, Json, OffOn, Share
 
 
 class MediatorEffect(Frozen):
@@ -106,6 +106,24 @@ class Verdict(Frozen):
     def _told(self) -> Self:
         if self.outcome == "refuted" and not self.reasons:
             raise ValueError("a refuted verdict needs at least one reason")
+        return self
+
+
+class Analyses(Frozen):
+    """What a calibration measured beyond the verdict: how far each claim about the gate stands up.
+
+    `claims` are those of all analyses. `numbers` has what each measured as one JSON value under its name; what is in it
+    only the analysis knows (calibration/analyses), and nothing that serves a spec reads it.
+    """
+
+    claims: tuple[Claim, ...]
+    numbers: dict[str, Json]
+
+    @model_validator(mode="after")
+    def _each_claim_once(self) -> Self:
+        names = [claim.name for claim in self.claims]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the claim {next(name for name in names if names.count(name) > 1)!r} is made twice")
         return self
 
 

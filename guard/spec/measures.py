@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -26,6 +27,38 @@ def _finite(value: float) -> float:
 Finite = Annotated[float, AfterValidator(_finite)]
 Share = Annotated[Finite, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+DEEPEST_JSON = 24  # levels, so that the document that it is part of stays within `strict_json.DEEPEST`
+LARGEST_INTEGER = 2**53  # beyond, readers of JSON that know only float64 take one integer for another
+
+
+def _plain(value: JsonValue, depth: int = 0) -> JsonValue:
+    """`value` in the one form that equal values have: whole numbers as integers. ValueError for what JSON cannot hold
+    or not every reader can."""
+    if depth > DEEPEST_JSON:
+        raise ValueError(f"more than {DEEPEST_JSON} levels of nesting")
+    if isinstance(value, dict):
+        return {_encodable(name): _plain(part, depth + 1) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part, depth + 1) for part in value]
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError("an integer beyond 2^53")
+    number = _finite(value)
+    return int(number) if number.is_integer() and abs(number) <= LARGEST_INTEGER else number
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half a surrogate pair in a text") from error
+    return text
+
+
+Json = Annotated[JsonValue, AfterValidator(_plain)]
 
 
 class Frozen(BaseModel):

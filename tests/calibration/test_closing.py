@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from calibration.closing import WIDTH, closing
+from calibration.evidence.specificity import KindEffect
 from calibration.evidence.verdict import judge_held_out
 from calibration.options import CalibrationOptions
 from calibration.search.bounds import Budget
-from guard.analyses.specificity import KindEffect
 from guard.spec.edit_spec import EditSpec, Estimate, HeldOut, OffOn
 from tests.calibration.example_spec import SHAPES, example_spec
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.organisms.catalogue import load_truth
 from calibration import pipeline
+from calibration.analyses.registry import ANALYSES, NAMES
 from calibration.judging.behaviour import generate
 from calibration.options import CalibrationOptions
 from calibration.pipeline import calibrate
@@ -25,6 +26,7 @@ from calibration.search import findings as finding
 from calibration.search import gate as searching
 from guard import EditSpec, NeuronGuardError, install
 from guard.errors import RefutedSpecError, SpecError
+from guard.spec.claim import Claim
 from tests.calibration.organisms import BENIGN, HARMFUL, organism, organism_path, prompts, requests
 from tests.conftest import make_tiny_model
 
@@ -79,6 +81,19 @@ def test_the_gate_of_an_organism_is_found_and_effective(effective: Done) -> None
 def test_the_written_spec_is_the_one_returned_and_the_work_folder_is_gone(effective: Done) -> None:
     assert EditSpec.load(effective.options.output) == effective.spec
     assert effective.left == ["guard.safetensors", "report.html"]
+
+
+def test_the_written_spec_has_the_numbers_of_every_analysis_and_the_claims_that_they_make(effective: Done) -> None:
+    analyses = EditSpec.load(effective.options.output).evidence.analyses
+    assert analyses is not None
+    assert set(analyses.numbers) == set(NAMES)
+    made: list[Claim] = []
+    for analysis in ANALYSES:
+        measured = analysis.read(analyses)
+        assert measured is not None
+        assert {claim.name for claim in measured.claims} <= set(analysis.claims)
+        made += measured.claims
+    assert tuple(made) == analyses.claims
 
 
 def test_the_written_spec_makes_the_model_refuse_fresh_harm_and_answer_as_before(effective: Done) -> None:

@@ -1,9 +1,8 @@
 """A guard that moves a benign kind like harm is refuted, whatever else it survives."""
 
-from calibration.evidence.specificity import LIMIT, NEGLIGIBLE
+from calibration.evidence.specificity import LIMIT, NEGLIGIBLE, KindEffect
 from calibration.evidence.verdict import judge_held_out
 from calibration.search.bounds import Budget
-from guard.analyses.specificity import KindEffect
 from guard.spec.edit_spec import Estimate
 from tests.calibration.example_spec import example_spec
 

@@ -22,10 +22,17 @@ if __name__ == "__main__":  # tensors of another make cannot be inference tensor
     torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]
 
 from calibration.analyses.gate_activity import gate_activity, opening
+from calibration.analyses.harm_signal import (
+    FROZEN,
+    SignalRuns,
+    Stretch,
+    _highest,
+    _logits,
+    exchanged,
+    what_the_gate_reads,
+)
 from calibration.analyses.neuron_sets import NeuronSets
 from calibration.analyses.patches import joint_effects, module_effects
-from calibration.analyses.signal_disruption import Stretch, _highest, _logits
-from calibration.analyses.signal_exchange import FROZEN, SignalRuns, exchanged, what_the_gate_reads
 from calibration.analyses.unit_groups import measured_group
 from calibration.analyses.units import first_of, places_of
 from calibration.effects.exact.late_trace import record_trace

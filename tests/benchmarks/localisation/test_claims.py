@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.localisation.claims import MADE_BY, ClaimRow, claim_rows
+from benchmarks.localisation.claims import HEADINGS, ClaimRow, claim_rows
 from benchmarks.localisation.false_claims import (
     REQUESTS,
     Report,
@@ -40,7 +40,7 @@ def test_saying_the_opposite_of_the_truth_is_wrong_and_the_truth_is_not() -> Non
 
 
 def test_every_claim_but_that_of_an_early_signal_is_false_of_some_organism_and_true_of_another() -> None:
-    for claim in MADE_BY.keys() - {"early_signal"}:  # any aligned base knows harm early, as far as we can tell
+    for claim in HEADINGS.keys() - {"early_signal"}:  # any aligned base knows harm early, as far as we can tell
         truths = [definition.claims[claim] for definition in DEFINITIONS.values() if claim in definition.claims]
         assert {True, False} == set(truths), claim
 

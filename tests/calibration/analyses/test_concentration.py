@@ -6,15 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.analyses import concentration, concentration_section
-from calibration.analyses.concentration import _sparse, fewest, gate_weights, participation_ratio, sizes
+from calibration.analyses import concentration
+from calibration.analyses.concentration import (
+    STATEMENT,
+    Concentration,
+    _sparse,
+    fewest,
+    gate_weights,
+    participation_ratio,
+    sizes,
+)
 from calibration.analyses.neuron_sets import NeuronSets
 from calibration.analyses.units import first_of
 from calibration.effects.outcome import outcome, readout_logits
 from calibration.runs.resume import record
 from calibration.search.selection import Member
-from guard.analyses.concentration import Concentration
 from guard.hf import install_edits
+from guard.spec.claim import claim
 from tests.calibration.analyses.built_models import built, pairs
 from tests.calibration.planted_subject import planted_subject
 
@@ -30,7 +38,7 @@ def test_few_neurons_are_called_sparse_and_many_alike_spread(neurons: int, said:
     sets = neuron_sets(neurons)  # 40 late neurons, so that a tenth is 4
     generator = torch.Generator().manual_seed(0)
     orders = [sets.order(sizes(sets.count), generator).apart for _ in range(2)]
-    assert _sparse(sets, orders, neurons, 0).said == said
+    assert claim("sparse", STATEMENT, _sparse(sets, orders, neurons, 0)).said == said
 
 
 def test_the_neurons_that_carry_come_first_in_every_order() -> None:
@@ -95,7 +103,7 @@ def test_a_planted_gate_is_sparse_a_faithful_circuit_and_complete() -> None:
 
 
 def test_the_report_tells_what_is_carried_by_how_many() -> None:
-    section = concentration_section.describe(measured())
+    section = concentration.describe(measured())
     assert "Few neurons carry the effect." in section.paragraphs[0]
     assert len(section.paragraphs) == 3
     (plot,) = section.plots

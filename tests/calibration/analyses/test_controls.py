@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibration.analyses import controls, controls_section
-from calibration.analyses.controls import _grounds
+from calibration.analyses import controls
+from calibration.analyses.controls import Controls, _grounds
 from calibration.analyses.patches import module_effects
-from calibration.analyses.unit_groups import Group, measured_group
+from calibration.analyses.unit_groups import Group, UnitGroup, measured_group
 from calibration.analyses.units import UnitKind, places_of
 from calibration.effects.outcome import outcome, readout_logits
 from calibration.runs.interventions import Mediator
 from calibration.runs.resume import record
-from guard.analyses.controls import Controls, UnitGroup
 from guard.spec.claim import claim
 from tests.calibration.analyses.built_models import built, pairs
 from tests.calibration.planted_subject import planted_subject
@@ -153,6 +152,6 @@ def test_a_planted_late_gate_survives_every_control_and_the_report_tells_it() ->
     assert {(m.layer, m.kind) for m in found.modules} == {
         (i, k) for i in range(6) for k in ("layer", "attention", "mlp")
     }
-    section = controls_section.describe(found)
+    section = controls.describe(found)
     assert all(claim.statement in section.paragraphs[0] for claim in found.claims)
     assert [len(plot.rows) for plot in section.plots] == [4, 18]

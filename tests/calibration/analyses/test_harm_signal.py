@@ -7,16 +7,25 @@ import pytest
 import torch
 
 from benchmarks.organisms.catalogue import load_truth
-from calibration.analyses import harm_signal, harm_signal_section
+from calibration.analyses import harm_signal
 from calibration.analyses.gate_activity import gate_activity
-from calibration.analyses.harm_signal import Contrast, early_layers, first_there, gate_scale, signal_runs
-from calibration.analyses.signal_disruption import Stretch, best_stretch
-from calibration.analyses.signal_exchange import what_the_gate_reads
-from calibration.analyses.signal_pairs import group_mask, group_states, signal_pairs
+from calibration.analyses.harm_signal import (
+    Contrast,
+    HarmSignal,
+    Stretch,
+    best_stretch,
+    early_layers,
+    first_there,
+    gate_scale,
+    group_mask,
+    group_states,
+    signal_pairs,
+    signal_runs,
+    what_the_gate_reads,
+)
 from calibration.effects.mediation import aligned
 from calibration.report.display import TOKEN_GROUP_NAMES
 from calibration.runs.resume import record
-from guard.analyses.harm_signal import HarmSignal
 from guard.spec.measures import Estimate
 from tests.calibration.analyses.signal_models import batches, signal_model, unit
 from tests.calibration.planted_subject import planted_subject
@@ -130,7 +139,7 @@ def test_group_states_are_means_of_the_stream_over_the_tokens_of_the_group() -> 
 
 
 def test_the_section_says_its_numbers_and_its_figures_are_named_once() -> None:
-    section = harm_signal_section.describe(measured())
+    section = harm_signal.describe(measured())
     names = [plot.name for plot in section.plots]
     assert len(set(names)) == len(names) == 4
     assert all(plot.rows and len(row) == len(plot.columns) for plot in section.plots for row in plot.rows)
@@ -140,7 +149,7 @@ def test_the_section_says_its_numbers_and_its_figures_are_named_once() -> None:
 
 def test_the_section_says_no_where_nothing_tells_and_nothing_guards() -> None:
     refuted = measured().model_copy(update={"reads_out": None, "there": False, "disruption": None})
-    said = " ".join(harm_signal_section.describe(refuted).paragraphs)
+    said = " ".join(harm_signal.describe(refuted).paragraphs)
     assert "No probe before the gate tells harm" in said
     assert "in no layer before it" in said
     assert "none was measured" in said
@@ -159,5 +168,5 @@ def test_an_effect_that_is_not_beyond_random_is_not_claimed() -> None:
 
 
 def test_plotly_accepts_every_figure_of_the_section() -> None:
-    for plot in harm_signal_section.describe(measured()).plots:
+    for plot in harm_signal.describe(measured()).plots:
         go.Figure({"data": coloured(plot.traces), "layout": coloured(plot.layout)})

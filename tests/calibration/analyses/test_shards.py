@@ -5,16 +5,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from calibration.analyses.clusters import cluster
-from calibration.analyses.halves import beyond_wordings, halve, refusal_wordings
-from calibration.analyses.shards import chosen_requests, compare, over_halves, split_between_halves
-from calibration.analyses.shards_section import describe
-from calibration.analyses.signatures import Signatures, first_odds, first_token, gradients
+from calibration.analyses.shards import (
+    Shards,
+    Signatures,
+    beyond_wordings,
+    chosen_requests,
+    cluster,
+    compare,
+    describe,
+    first_odds,
+    first_token,
+    gradients,
+    halve,
+    over_halves,
+    refusal_wordings,
+    split_between_halves,
+)
 from calibration.effects.outcome import readout_logits
 from calibration.runs.stage import keep
 from calibration.runs.trial import transformed
 from calibration.search.selection import Member, Requests
-from guard.analyses.shards import Shards
 from guard.spec.measures import Estimate
 from tests.calibration.late_models import random_batch
 from tests.conftest import make_tiny_model

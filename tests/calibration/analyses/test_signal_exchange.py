@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calibration.analyses.gate_activity import gate_activity, opening
-from calibration.analyses.signal_exchange import (
+from calibration.analyses.harm_signal import (
     SignalRuns,
     exchanged,
     random_directions,

@@ -6,10 +6,10 @@ from functools import cache
 import plotly.graph_objects as go
 import pytest
 
-from calibration.analyses import specificity, specificity_section
+from calibration.analyses import specificity
+from calibration.analyses.specificity import NeuronSpecificity, Specificity
 from calibration.analyses.subject import Subject
-from calibration.evidence.specificity import LIMIT, deployed_effects
-from guard.analyses.specificity import KindEffect, NeuronSpecificity, Specificity
+from calibration.evidence.specificity import LIMIT, KindEffect, deployed_effects
 from guard.hf import install_edits
 from guard.spec.measures import Estimate
 from tests.calibration.organisms import every_kind
@@ -64,7 +64,7 @@ def test_each_neuron_is_edited_and_noised_once() -> None:
 
 
 def test_what_is_left_out_is_told_with_its_reason_in_the_report() -> None:
-    section = specificity_section.describe(measured())
+    section = specificity.describe(measured())
     assert measured().left_out
     for each in measured().left_out:
         assert any(each.kind in paragraph and each.reason in paragraph for paragraph in section.paragraphs)
@@ -84,13 +84,11 @@ def failing() -> Specificity:
 
 
 def test_neurons_that_fail_are_named_and_drawn_apart() -> None:
-    section = specificity_section.describe(failing())
+    section = specificity.describe(failing())
     assert any("neuron 3 of layer 5" in paragraph for paragraph in section.paragraphs)
     by_neuron = next(plot for plot in section.plots if plot.name == "specificity-by-neuron")
     assert {trace["name"] for trace in by_neuron.traces} == {"specific", "not specific", "negligible below"}
-    assert not any(
-        "not specific alone" in paragraph for paragraph in specificity_section.describe(measured()).paragraphs
-    )
+    assert not any("not specific alone" in paragraph for paragraph in specificity.describe(measured()).paragraphs)
 
 
 def test_the_report_says_whether_the_guard_is_specific_where_a_neuron_alone_is_not() -> None:
@@ -103,7 +101,7 @@ def test_the_report_says_whether_the_guard_is_specific_where_a_neuron_alone_is_n
         (bad, "specific all the same"),
         (bad.model_copy(update={"kinds": loud}), "not specific either"),
     ):
-        assert any(said in paragraph for paragraph in specificity_section.describe(found).paragraphs)
+        assert any(said in paragraph for paragraph in specificity.describe(found).paragraphs)
 
 
 def test_neurons_that_were_dropped_are_named_in_the_evidence_and_in_the_report() -> None:
@@ -112,12 +110,12 @@ def test_neurons_that_were_dropped_are_named_in_the_evidence_and_in_the_report()
     smaller = replace(subject(), findings=replace(subject().findings, gate=gate))
     found = specificity.measure(smaller, lambda _: None)
     assert [(each.layer, each.neuron) for each in found.dropped] == [(gone.layer, gone.neuron)]
-    told = next(each for each in specificity_section.describe(found).paragraphs if each.startswith("Dropped"))
+    told = next(each for each in specificity.describe(found).paragraphs if each.startswith("Dropped"))
     assert f"neuron {gone.neuron} of layer {gone.layer}" in told
 
 
 def test_the_figures_are_valid_and_hold_every_number() -> None:
-    section = specificity_section.describe(failing())
+    section = specificity.describe(failing())
     assert [plot.name for plot in section.plots] == ["specificity-by-kind", "specificity-by-neuron"]
     for plot in section.plots:
         text = str(plot.traces) + str(plot.layout)
@@ -130,12 +128,12 @@ def test_the_figures_are_valid_and_hold_every_number() -> None:
 
 
 def test_the_report_writes_no_request() -> None:
-    text = measured().model_dump_json() + str(specificity_section.describe(measured()))
+    text = measured().model_dump_json() + str(specificity.describe(measured()))
     words = {request.prompt for request in subject().sources.benign.held_out}
     assert not any(prompt in text for prompt in words)
 
 
 def test_nothing_measured_makes_a_section_without_figures() -> None:
     nothing = Specificity(limit=LIMIT, negligible=0.02, kinds=(), neurons=(), left_out=())
-    assert specificity_section.describe(nothing).plots == ()
+    assert specificity.describe(nothing).plots == ()
     assert nothing.claims == ()

@@ -6,12 +6,11 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from calibration.analyses import token_effects, token_effects_section
-from calibration.analyses.token_effects import EVERYWHERE, EditedRuns, single_tokens, windows
+from calibration.analyses import token_effects
+from calibration.analyses.token_effects import EVERYWHERE, EditedRuns, TokenEffects, single_tokens, windows
 from calibration.effects.mediation import controlled_effect, mediator_effects
 from calibration.runs.interventions import Mediator
 from calibration.runs.token_window import Window
-from guard.analyses.token_effects import TokenEffects
 from tests.calibration.planted_subject import planted_subject
 from tests.calibration.report.test_plots import coloured
 
@@ -86,7 +85,7 @@ def test_nothing_suffices_where_only_the_whole_conversation_takes_the_effect() -
     ]
     changed = measured().model_copy(update={"windows": tuple(weak)})
     assert changed.enough is None
-    assert "No clamp from the last prompt token on suffices" in token_effects_section.sufficiency(changed)
+    assert "No clamp from the last prompt token on suffices" in token_effects.sufficiency(changed)
 
 
 def test_a_window_that_leaves_more_compliance_than_the_deployed_edit_does_not_suffice() -> None:
@@ -107,7 +106,7 @@ def test_the_model_survives_writing() -> None:
 
 
 def test_the_section_says_how_few_tokens_suffice() -> None:
-    section = token_effects_section.describe(measured())
+    section = token_effects.describe(measured())
     assert "A clamp on the last prompt token alone takes" in section.paragraphs[-1]
     names = [plot.name for plot in section.plots]
     assert len(set(names)) == len(names) == 4
@@ -118,12 +117,12 @@ def test_without_a_gate_there_are_effects_by_token_and_no_windows() -> None:
     bare = TokenEffects(
         total_effect=measured().total_effect, effects=measured().effects, compliance_off=None, edited=(), windows=()
     )
-    section = token_effects_section.describe(bare)
+    section = token_effects.describe(bare)
     assert len(section.plots) == 2
     assert bare.enough is None
     assert bare.decisive is None
 
 
 def test_plotly_accepts_every_figure_of_the_section() -> None:
-    for plot in token_effects_section.describe(measured()).plots:
+    for plot in token_effects.describe(measured()).plots:
         go.Figure({"data": coloured(plot.traces), "layout": coloured(plot.layout)})

@@ -15,12 +15,12 @@ from calibration.evidence.specificity import (
     UNSURE,
     Answers,
     KeptOutcomes,
+    KindEffect,
     deployed_effects,
     failing,
     keep_outcomes,
     read,
 )
-from guard.analyses.specificity import KindEffect
 from guard.hf import install_edits
 from guard.spec.edit_spec import Estimate, LayerEdit
 from tests.calibration.organisms import every_kind, late, organism

@@ -16,7 +16,8 @@ from calibration.report import page_report as report
 from calibration.report.display import estimate
 from calibration.report.page_report import AnswerPair, ReportError, render_report, write_report
 from guard.errors import NeuronGuardError
-from guard.spec.edit_spec import BenignRates, Estimate, LayerClips
+from guard.spec.claim import Ground, claim
+from guard.spec.edit_spec import Analyses, BenignRates, Estimate, LayerClips
 from tests.calibration.example_spec import REFUTATIONS, SHAPES, example_spec, with_rates
 
 HEADINGS = [
@@ -143,6 +144,16 @@ class TestContents:
         for neuron in spec.evidence.neurons:
             cells = (neuron.layer, neuron.neuron, estimate(neuron.first_in), estimate(neuron.last_in))
             assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+
+    def test_a_claim_is_shown_even_where_this_version_does_not_have_the_analysis_that_made_it(self) -> None:
+        spec = example_spec()
+        half = Estimate(value=0.5, low=0.25, high=0.75, n=9)
+        made = claim("odd", "the gate is odd", (Ground(name="how odd", estimate=half),))
+        analyses = Analyses(claims=(made,), numbers={"of another version": {"odd": 1}})
+        evidence = spec.evidence.model_copy(update={"analyses": analyses})
+        read = Page(page(spec=spec.model_copy(update={"evidence": evidence})))
+        assert "What may be claimed" in [heading.strip() for heading in read.headings]
+        assert "the gate is odd" in read.text
 
     def test_the_trigger_is_told_with_its_guarantee_and_its_absence_too(self) -> None:
         assert "At most 1.0% of benign requests exchangeable with the 128" in page()

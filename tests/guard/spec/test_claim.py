@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from guard.analyses import Claim, Ground
-from guard.spec.claim import claim
+from guard.spec.claim import Claim, Ground, claim
 from guard.spec.edit_spec import Estimate
 
 bounds = st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3).map(sorted)

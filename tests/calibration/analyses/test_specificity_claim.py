@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guard.analyses.specificity import Intervention, KindEffect, LeftOut, NeuronSpecificity, Specificity
+from calibration.analyses.specificity import NeuronSpecificity, Specificity
+from calibration.evidence.specificity import Intervention, KindEffect, LeftOut
 from guard.spec.measures import Estimate
 
 LIMIT, NEGLIGIBLE = 0.5, 0.02
