@@ -80,6 +80,7 @@ def setting_of(
     return {
         **options.model_dump(include=named, mode="json"),
         "model": subject.model,
+        "weights": None,  # an endpoint does not show them
         **of_model,
         "spec": subject.spec.digest if subject.spec else None,
         "conditions": list(conditions),
