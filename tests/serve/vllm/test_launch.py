@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,11 @@ def test_a_server_that_is_not_pythons_cannot_be_asked_for(spec: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_what_vllms_worker_finds_wrong_is_one_line(spec: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "neuron_guard", "serve", str(ORGANISM), "--spec", str(spec), "--engine", "vllm"]
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    ours |= {"VLLM_RPC_BASE_PATH": tempfile.gettempdir()}  # its sockets: their paths must be short
     outcome = subprocess.run(
         [*command, "--port", "0", "--", "--enforce-eager"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)},
+        env=os.environ | ours,
         capture_output=True,
         text=True,
         cwd=ORGANISM.parents[3],
